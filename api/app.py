@@ -1,0 +1,195 @@
+"""The application: composes routes and middleware around one server. Nothing is opened before its lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from api.auth import Environment, Tokens
+from api.conf import Config
+from api.errors import ServerError
+from api.journal import BodyLimit, Journal
+from api.logs import attach_loggers
+from api.routes import (
+    blobs,
+    diffusion,
+    editing,
+    exports,
+    gathering,
+    generation,
+    images,
+    info,
+    live,
+    manipulation,
+    openai,
+    operations,
+    projection,
+    remaking,
+    tasks,
+    tokens,
+    ui,
+)
+from api.schemas.openai import envelope, envelope_faults, is_openai
+from api.server import Server
+from api.tasks import working
+
+
+def create_app(config: Config, environment: Environment | None = None) -> FastAPI:
+    """The application for a configuration; a process may build several. Raises ``ConfigError``."""
+    signer = Tokens(config.auth, environment or Environment(), config.server.tmp_dir)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        attach_loggers(config.server.logger, config.server.log)
+        server = await Server.open(config, signer)
+        try:
+            async with working(server):
+                with before_exit(server.hang_up):
+                    yield {"server": server}
+        finally:
+            await server.close()
+
+    app = FastAPI(
+        title=config.title,
+        version=config.version,
+        description=config.description,
+        docs_url="/docs" if config.docs else None,
+        redoc_url="/redoc" if config.redoc else None,
+        lifespan=lifespan,
+    )
+    app.openapi = lambda: state_bounds(FastAPI.openapi(app), config)  # type: ignore[method-assign]
+    # What has a name of its own comes before models, whose names are anything.
+    for router in (
+        info.router,
+        ui.router,
+        operations.router,
+        tokens.router,
+        tasks.router,
+        blobs.router,
+        exports.router,
+        remaking.router,
+        images.router,
+        gathering.router,
+        diffusion.router,
+        openai.router,
+        generation.router,
+        manipulation.router,
+        editing.router,
+        projection.router,
+        live.router,
+    ):
+        app.include_router(router)
+    app.add_exception_handler(ServerError, tell_error)
+    app.add_exception_handler(RequestValidationError, tell_invalid)
+    app.add_exception_handler(HTTPException, tell_other)
+    app.add_middleware(BodyLimit, limit=config.server.http.max_body)
+    if config.server.http.cors.enabled:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.server.http.cors.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(Journal)
+    return app
+
+
+def state_bounds(document: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Puts into OpenAPI what the TOML bounds."""
+    names = ("prompt", "negative_prompt")
+    if not config.auth.enabled:
+        document["components"].pop("securitySchemes", None)
+    for schema in document["components"]["schemas"].values():
+        for name in set(names) & set(schema.get("properties", ())):
+            bound(schema["properties"][name], config.prompts.max_length)
+    for path in document["paths"].values():
+        for operation in path.values():
+            if not config.auth.enabled:
+                operation.pop("security", None)
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] in names:
+                    bound(parameter["schema"], config.prompts.max_length)
+    return document
+
+
+def bound(schema: dict[str, Any], length: int) -> None:
+    for part in [schema, *schema.get("anyOf", ())]:
+        if part.get("type") == "string":
+            part["maxLength"] = length
+
+
+async def tell_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServerError)
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return JSONResponse(shape(request, error.status, error.detail, error.code), error.status, headers)
+
+
+async def tell_invalid(request: Request, error: Exception) -> Response:
+    """FastAPI's form, without what the client sent: it may be large, and need not be JSON."""
+    assert isinstance(error, RequestValidationError)
+    faults = [{key: fault[key] for key in ("type", "loc", "msg") if key in fault} for fault in error.errors()]
+    if is_openai(request.url.path):
+        return JSONResponse(envelope_faults(faults), 400)
+    return JSONResponse({"detail": jsonable_encoder(faults)}, 422)
+
+
+async def tell_other(request: Request, error: Exception) -> Response:
+    """No such path, no such method."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse(shape(request, error.status_code, error.detail), error.status_code, error.headers)
+
+
+def shape(request: Request, status: int, detail: Any, code: str | None = None) -> dict[str, Any]:
+    return envelope(status, detail, code) if is_openai(request.url.path) else {"detail": detail}
+
+
+class Farewell:
+    """A signal's handler that first says goodbye to what would keep uvicorn from leaving."""
+
+    def __init__(self, handle: Callable[..., Any]) -> None:
+        self.handle, self.loop = handle, asyncio.get_running_loop()
+        self.calls: list[Callable[[], None]] = []
+
+    def __call__(self, *arguments: Any) -> None:
+        for call in self.calls:
+            self.loop.call_soon_threadsafe(call)
+        self.handle(*arguments)
+
+
+@contextlib.contextmanager
+def before_exit(call: Callable[[], None]) -> Iterator[None]:
+    """Within this, ``call`` is called when a signal asks uvicorn to leave. Several may be within it at once.
+
+    It waits for open responses before it ends the lifespan, and an event stream would never end.
+    """
+    farewells = []
+    for number in (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ():
+        handle = signal.getsignal(number)
+        if callable(handle) and not isinstance(handle, Farewell):
+            handle = Farewell(handle)
+            signal.signal(number, handle)
+        if isinstance(handle, Farewell):
+            handle.calls.append(call)
+            farewells.append((number, handle))
+    try:
+        yield
+    finally:
+        for number, farewell in farewells:
+            farewell.calls.remove(call)
+            if not farewell.calls:
+                signal.signal(number, farewell.handle)

@@ -1,0 +1,267 @@
+"""The web worker's side of an engine: submits jobs, and sees to it that an engine is there.
+
+An engine that dies is started again and gets the requests it held once more. A request that was being computed at two
+deaths is refused, so that it cannot take the server down for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from api.conf import Config
+from api.engine.codec import Encoding
+from api.engine.socket import reach, socket_path
+from api.engine.wire import Bye, Cancel, Connection, Done, Failed, Hello, Picture, Progress, Return, Started, Submit, rebuild
+from api.errors import Expired, NotReady, Poisonous
+from api.models.base import Info
+from api.models.jobs import Job
+from api.tracing import CURRENT
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
+DEATHS = 2
+# A new engine imports torch before it listens to reason; until then looking often is cheap.
+LOOK, LONGEST_WAIT = 0.02, 5.0
+
+Watch = Callable[[Progress | Started], None]
+
+
+@dataclass(eq=False, slots=True)
+class Pending:
+    """A request on its way: ``submit`` as it is to be sent, ``answer`` for who waits."""
+
+    submit: Submit
+    answer: asyncio.Future[Picture]
+    watch: Watch | None = None
+    link: Connection | None = None
+    started: bool = False
+    deaths: int = 0
+
+
+class Engine:
+    """The engine of one device, as a web worker sees it."""
+
+    def __init__(self, config: Config, device: str) -> None:
+        self.config, self.device = config, device
+        self.path = socket_path(config, device)
+        self.numbers = itertools.count()
+        self.pending: dict[int, Pending] = {}
+        self.link: Connection | None = None  # where new requests go
+        self.infos: dict[str, Info] = {}  # what is known of the models; outlives the engine that told it
+        self.failures: dict[str, str] = {}
+        self.loading = set(config.devices()[device])  # models that the engine cannot serve yet
+        self.news = asyncio.Event()  # set, and replaced, when one of the three has changed
+        self.wanted = asyncio.Event()  # set when a link is needed
+        self.trouble: str | None = None  # why there is no engine, if it is known
+        self.keeper: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def linked(self) -> bool:
+        return self.link is not None
+
+    def open(self) -> None:
+        """Begins to connect; returns at once."""
+        self.wanted.set()
+        self.keeper = asyncio.create_task(self.keep())
+
+    async def close(self) -> None:
+        if self.keeper is not None:
+            self.keeper.cancel()
+            await asyncio.gather(self.keeper, return_exceptions=True)
+        if self.link is not None:
+            self.link.close()
+
+    async def run(
+        self,
+        job: Job,
+        *,
+        client: str,
+        encoding: Encoding,
+        recipe: Mapping[str, Any] | None = None,
+        deadline: float | None = None,
+        watch: Watch | None = None,
+        previews: int = 0,
+    ) -> Picture:
+        """Computes one job. Raises what the model or the engine says of it; cancelling the caller cancels the job.
+
+        ``deadline`` is in seconds of the monotonic clock; ``watch`` is told of the start and of each step,
+        ``previews`` times with a small picture.
+        """
+        deadline = time.monotonic() + self.config.server.engine.deadline if deadline is None else deadline
+        number = next(self.numbers)
+        submit = Submit(
+            id=number,
+            job=job,
+            client=client,
+            deadline=deadline,
+            encoding=encoding,
+            recipe=dict(recipe or {}),
+            progress=watch is not None,
+            previews=previews,
+            trace=CURRENT.get(),
+        )
+        entry = Pending(submit, asyncio.get_running_loop().create_future(), watch)
+        self.pending[number] = entry
+        self.send(entry)
+        try:
+            # The engine refuses what is late by itself; the margin is for an engine that cannot.
+            async with asyncio.timeout(deadline - time.monotonic() + 1.0):
+                return await entry.answer
+        except TimeoutError:
+            raise Expired() from None
+        finally:
+            if self.pending.pop(number, None) is not None and entry.link is not None:
+                entry.link.send(Cancel(number))
+
+    def send(self, entry: Pending) -> None:
+        """Sends an entry if its model is there; else it goes when the engine tells that it is."""
+        entry.started = False
+        if self.link is not None and entry.submit.job.model not in self.loading:
+            entry.link = self.link
+            self.link.send(entry.submit)
+
+    async def info(self, model_id: str) -> Info:
+        """What the model is; waits while it is loaded for the first time. Raises ``NotReady`` if it cannot be."""
+        while model_id not in self.infos and model_id not in self.failures:
+            await self.news.wait()
+        if model_id not in self.infos:
+            raise NotReady("the model cannot be loaded", retry_after=60.0)
+        return self.infos[model_id]
+
+    # What the engine says.
+
+    def receive(self, link: Connection, message: Any) -> None:
+        match message:
+            case Done(id=number, picture=picture):
+                self.settle(number, lambda answer: answer.set_result(picture))
+            case Failed(id=number):
+                self.settle(number, lambda answer: answer.set_exception(rebuild(message)))
+            case Started(ids=ids):
+                for number in ids:
+                    if entry := self.pending.get(number):
+                        entry.started = True
+                        self.notify(entry, message)
+            case Progress(id=number):
+                if entry := self.pending.get(number):
+                    self.notify(entry, message)
+            case Return(id=number):
+                if entry := self.pending.get(number):
+                    entry.link = None
+                    self.send(entry)
+            case Hello():
+                self.welcome(link, message)
+            case Bye():
+                self.leave(link)
+
+    def settle(self, number: int, how: Callable[[asyncio.Future[Picture]], None]) -> None:
+        entry = self.pending.pop(number, None)
+        if entry is not None and not entry.answer.done():
+            how(entry.answer)
+
+    def notify(self, entry: Pending, message: Progress | Started) -> None:
+        if entry.watch is not None:
+            entry.watch(message)
+
+    def welcome(self, link: Connection, hello: Hello) -> None:
+        self.link, self.trouble = link, None
+        self.infos |= {info.id: info for info in hello.infos}
+        self.failures, self.loading = hello.failures, set(hello.loading)
+        self.news.set()
+        self.news = asyncio.Event()
+        self.resend()
+
+    def resend(self) -> None:
+        for entry in list(self.pending.values()):
+            if entry.link is None:
+                self.send(entry)
+
+    def leave(self, link: Connection) -> None:
+        """``link`` drains or is gone: what comes now needs another."""
+        if self.link is link:
+            self.link = None
+            self.loading = set(self.config.devices()[self.device])
+            self.wanted.set()
+
+    def lost(self, link: Connection) -> None:
+        self.leave(link)
+        for entry in [entry for entry in self.pending.values() if entry.link is link]:
+            entry.link = None
+            if entry.started:
+                self.bury(entry)
+        if self.link is not None:
+            self.resend()
+
+    def bury(self, entry: Pending) -> None:
+        """The entry was being computed when its engine died: it is tried once more, by itself."""
+        entry.deaths += 1
+        entry.submit = replace(entry.submit, alone=True)
+        if entry.deaths >= DEATHS:
+            log.error("a request for %s was being computed at %d deaths of the engine and is refused", entry.submit.job.model, entry.deaths)
+            self.settle(entry.submit.id, lambda answer: answer.set_exception(Poisonous()))
+
+    # Seeing to it that there is an engine.
+
+    async def keep(self) -> None:
+        wait = 0.1
+        while True:
+            await self.wanted.wait()
+            self.wanted.clear()
+            if await self.connect():
+                wait = 0.1
+                continue
+            self.wanted.set()
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    async def connect(self) -> bool:
+        """Makes a link; starts an engine if there is none. The engine's first word makes it the one in use."""
+        link = await self.dial() or await self.launch()
+        while link is not None and link.transport is not None:
+            if self.link is link:
+                return True
+            await asyncio.sleep(LOOK)
+        return False
+
+    async def launch(self) -> Connection | None:
+        """Starts an engine process and dials until it listens.
+
+        If another worker was quicker, this one's leaves at once by itself: a kernel lock decides between them.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "api.engine.process", self.device, str(self.path)]
+        # A session of its own: Ctrl-C ends the server, and the engine when its last worker is gone.
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True)
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), child.stdin:
+            child.stdin.write(self.config.model_dump_json().encode())
+        # The engine outlives this link and perhaps this worker; a thread collects its status whenever it ends.
+        threading.Thread(target=child.wait, daemon=True).start()
+        while (link := await self.dial()) is None and child.returncode is None:
+            await asyncio.sleep(LOOK)
+        if link is None and child.returncode:
+            self.trouble = f"the engine for {self.device} ended with status {child.returncode}"
+            log.error(self.trouble)
+        return link
+
+    async def dial(self) -> Connection | None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, link = await loop.create_unix_connection(lambda: Connection(self.receive, self.lost), reach(self.path))
+        except OSError:
+            return None
+        return link

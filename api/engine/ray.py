@@ -1,0 +1,236 @@
+"""The models of a Ray cluster, as a web worker sees them: each is a Ray Serve deployment, asked by streaming calls.
+
+Ray chooses the replica, and holds requests back while there is none. What was lost with a replica is sent once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from api.conf import Config
+from api.engine.client import DEATHS, Watch
+from api.engine.codec import Encoding
+from api.engine.wire import Done, Failed, Hello, Picture, Progress, Started, Submit, pack, rebuild, unpack_all
+from api.errors import Busy, ConfigError, Expired, NotReady, Poisonous, ServerError
+from api.models.base import Info
+from api.models.jobs import Job
+from api.tracing import CURRENT
+
+try:
+    import ray
+    from ray import serve
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, RayServeException
+except ModuleNotFoundError as error:
+    raise ConfigError(f"cluster.engine: {error.name} is not installed; pip install -r requirements-cluster.txt") from None
+
+log = logging.getLogger(__name__)
+LOOK, LONGEST_WAIT = 0.1, 2.0
+SILENCE = 5.0  # seconds without a word after which a model counts as not ready
+connecting = threading.Lock()
+
+
+def build(config: Config) -> dict[str, RayEngine]:
+    return {model_id: RayEngine(config, model_id) for model_id in config.models}
+
+
+def app_name(config: Config, model_id: str) -> str:
+    """A model's application in the cluster."""
+    return f"{config.cluster.name}.{model_id}"
+
+
+def connect(config: Config) -> None:
+    """Connects this process to the cluster, once. Raises ``ConfigError``."""
+    with connecting:
+        if ray.is_initialized():
+            return
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        try:
+            if config.cluster.address:  # Ray itself would try for minutes
+                host, _, port = config.cluster.address.rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), SILENCE).close()
+            ray.init(address=config.cluster.address or "auto", log_to_driver=False, configure_logging=False, include_dashboard=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"cluster.address: there is no Ray cluster: {error}") from None
+
+
+class Lost(Exception):  # noqa: N818
+    """The replica is gone with the request; ``begun`` if it was being computed."""
+
+    def __init__(self, begun: bool) -> None:
+        self.begun = begun
+
+
+class RayEngine:
+    """One model in the cluster; what an ``Engine`` is for a device."""
+
+    def __init__(self, config: Config, model_id: str) -> None:
+        self.config, self.model_id = config, model_id
+        self.name = app_name(config, model_id)
+        self.numbers = itertools.count()
+        self.handle: Any = None
+        self.reached = asyncio.Event()  # set when there is a handle
+        self.infos: dict[str, Info] = {}
+        self.failures: dict[str, str] = {}
+        self.trouble: str | None = None
+        self.heard = -SILENCE  # when a replica spoke last
+        self.news = asyncio.Event()
+        self.keeper: asyncio.Task[None] | None = None
+
+    @property
+    def linked(self) -> bool:
+        return time.monotonic() < self.heard + SILENCE
+
+    @property
+    def loading(self) -> set[str]:
+        return set() if self.linked else {self.model_id}
+
+    def open(self) -> None:
+        """Begins to connect; returns at once."""
+        self.keeper = asyncio.create_task(self.keep())
+
+    async def close(self) -> None:
+        """The connection to the cluster is the process's and stays."""
+        if self.keeper is not None:
+            self.keeper.cancel()
+            await asyncio.gather(self.keeper, return_exceptions=True)
+        if self.handle is not None:
+            await self.handle.shutdown_async()
+
+    async def info(self, model_id: str) -> Info:
+        """What the model is; waits for the first word of a replica. Raises ``NotReady`` if there is none to wait for."""
+        while model_id not in self.infos:
+            if self.trouble:
+                raise NotReady("the model is not deployed", retry_after=LONGEST_WAIT)
+            await self.news.wait()
+        return self.infos[model_id]
+
+    async def run(
+        self,
+        job: Job,
+        *,
+        client: str,
+        encoding: Encoding,
+        recipe: Mapping[str, Any] | None = None,
+        deadline: float | None = None,
+        watch: Watch | None = None,
+        previews: int = 0,
+    ) -> Picture:
+        """As ``Engine.run``."""
+        deadline = time.monotonic() + self.config.server.engine.deadline if deadline is None else deadline
+        submit = Submit(
+            id=next(self.numbers),
+            job=job,
+            client=client,
+            deadline=deadline,
+            encoding=encoding,
+            recipe=dict(recipe or {}),
+            progress=watch is not None,
+            previews=previews,
+            trace=CURRENT.get(),
+        )
+        try:
+            # The replica refuses what is late by itself; the margin is for one that cannot.
+            async with asyncio.timeout(deadline - time.monotonic() + 1.0):
+                await self.reached.wait()
+                return await self.insist(submit, watch)
+        except TimeoutError:
+            raise Expired() from None
+
+    async def insist(self, submit: Submit, watch: Watch | None) -> Picture:
+        """Sends a request again when its replica is lost; by itself, if it may have been the reason."""
+        deaths = 0
+        while True:
+            try:
+                return await self.attempt(submit, watch)
+            except Lost as lost:
+                deaths += lost.begun
+                submit = replace(submit, alone=deaths > 0)
+            if deaths >= DEATHS:
+                log.error("a request for %s was being computed at %d deaths of replicas and is refused", self.model_id, deaths)
+                raise Poisonous()
+            await asyncio.sleep(LOOK)
+
+    async def attempt(self, submit: Submit, watch: Watch | None) -> Picture:
+        """Raises ``Lost``, or what the replica says of the job."""
+        # Clocks of hosts differ: the replica is told how long is left.
+        response = self.handle.run.remote(pack(replace(submit, deadline=submit.deadline - time.monotonic())))
+        begun = False
+        try:
+            async for frames in response:
+                for message in unpack_all(frames):
+                    match message:
+                        case Done(picture=picture):
+                            return picture
+                        case Failed():
+                            raise rebuild(message)
+                        case Started() | Progress():
+                            begun = True
+                            if watch is not None:
+                                watch(message)
+        except BackPressureError:
+            raise Busy() from None
+        except RayTaskError as error:
+            log.error("the replica of %s failed", self.model_id, exc_info=error)
+            raise ServerError() from None
+        except (RayError, RayServeException) as error:
+            log.warning("a replica of %s is lost: %s", self.model_id, type(error).__name__)
+        except asyncio.CancelledError:
+            # Ray says so too when a replica ends before its work does.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                response.cancel()
+                raise
+        raise Lost(begun)
+
+    # Knowing what there is.
+
+    async def keep(self) -> None:
+        wait = LOOK
+        while True:
+            try:
+                if self.handle is None:
+                    self.handle = await asyncio.to_thread(self.find)
+                    self.reached.set()
+                async with asyncio.timeout(SILENCE):
+                    (hello,) = unpack_all(await self.handle.options(method_name="hello", stream=False).remote())
+                self.welcome(hello)
+            except (RayError, RayServeException, TimeoutError):
+                self.tell(None)
+            except ConfigError as error:
+                self.tell(str(error))
+            except Exception as error:
+                self.tell(f"models.{self.model_id}: {type(error).__name__}: {error}")
+            wait = min(2 * wait, LONGEST_WAIT)
+            await asyncio.sleep(wait)
+
+    def tell(self, trouble: str | None) -> None:
+        if trouble and trouble != self.trouble:
+            log.error(trouble)
+        self.trouble = trouble
+        self.wake()
+
+    def find(self) -> Any:
+        """The handle of the model's deployment. Raises ``ConfigError``."""
+        connect(self.config)
+        try:
+            handle = serve.get_app_handle(self.name)
+        except RayServeException:
+            raise ConfigError(f"models.{self.model_id}: is not deployed in the Ray cluster: python -m api deploy") from None
+        return handle.options(stream=True)
+
+    def welcome(self, hello: Hello) -> None:
+        self.infos = {info.id: info for info in hello.infos}
+        self.trouble, self.heard = None, time.monotonic()
+        self.wake()
+
+    def wake(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()

@@ -1,0 +1,124 @@
+"""What is done around every request: its id, the access log, the numbers, the last barrier for failures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import TooLarge
+from api.schemas.openai import envelope, is_openai
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("api.access")
+PROPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Journal:
+    """ASGI middleware: gives a request its id, logs and counts it, and lets no traceback out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        mark, begun, status, lasting = request_id(scope), time.perf_counter(), 0, False
+
+        async def note(message: Message) -> None:
+            nonlocal status, lasting
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = mark
+                headers.setdefault("Cache-Control", "no-store")
+                lasting = headers.get("Content-Type", "").startswith("text/event-stream")
+            await send(message)
+
+        given = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
+        try:
+            with scope["state"]["server"].tracing.span(scope["method"], given, server=True) as span:
+                await self.app(scope, receive, note)
+                if span is not None:
+                    describe(span, scope, status, mark)
+        except Exception:
+            log.exception("failure %s", mark, extra={"fields": {"request_id": mark}})
+            if status:
+                raise
+            await answer(note, scope, 500, f"internal error {mark}")
+        finally:
+            self.write(scope, mark, status, time.perf_counter() - begun, lasting)
+
+    def write(self, scope: Scope, mark: str, status: int, seconds: float, lasting: bool) -> None:
+        """``lasting`` answers end when their client leaves: how long they took says nothing of the server."""
+        route = getattr(scope.get("route"), "path", "other")
+        client, method, path, took = (scope.get("client") or ["-"])[0], scope["method"], scope["path"], round(1000 * seconds, 1)
+        fields = {"client": client, "method": method, "path": path, "route": route, "status": status, "ms": took, "request_id": mark}
+        access.info('%s "%s %s" %d %.1f ms %s', client, method, path, status, took, mark, extra={"fields": fields})
+        telemetry = scope["state"]["server"].telemetry
+        telemetry.count("requests", method=scope["method"], route=route, status=str(status))
+        if not lasting:
+            telemetry.observe("request_seconds", seconds, route=route)
+
+
+def describe(span: Any, scope: Scope, status: int, mark: str) -> None:
+    """A request's span in the words of OpenTelemetry's semantic conventions for HTTP."""
+    route = getattr(scope.get("route"), "path", "other")
+    span.update_name(f"{scope['method']} {route}")
+    told = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status, "url.path": scope["path"]}
+    span.set_attributes(told | {"request.id": mark})
+
+
+class BodyLimit:
+    """ASGI middleware: no request brings more than ``limit`` bytes, whatever its headers say."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.limit:
+            return await answer(send, scope, TooLarge.status, self.message())
+        got, told = 0, False
+
+        async def count() -> Message:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            # To the application the client has gone; what it says of that is replaced below.
+            return {"type": "http.disconnect"} if got > self.limit else message
+
+        async def replace(message: Message) -> None:
+            nonlocal told
+            if got <= self.limit:
+                await send(message)
+            elif not told:
+                told = True
+                await answer(send, scope, TooLarge.status, self.message())
+
+        await self.app(scope, count, replace)
+
+    def message(self) -> str:
+        return f"the request body is larger than {self.limit} bytes"
+
+
+def request_id(scope: Scope) -> str:
+    """The id that a proxy gave the request, if it is a proper one, else a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if PROPER.fullmatch(given) else uuid.uuid4().hex
+
+
+async def answer(send: Callable[[Message], Any], scope: Scope, status: int, detail: str) -> None:
+    content = json.dumps(envelope(status, detail) if is_openai(scope["path"]) else {"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

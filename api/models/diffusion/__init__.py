@@ -1,0 +1,1 @@
+"""What the family ``diffusion`` is made of: prompts, texts' embeddings, schedulers, pipelines."""

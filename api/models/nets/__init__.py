@@ -1,0 +1,1 @@
+"""The networks as plain ``nn.Module``, readable beside the papers; no input or output here."""

@@ -1,0 +1,1 @@
+"""The persistence layer: tasks with events, blobs, users, in SQLite or PostgreSQL."""

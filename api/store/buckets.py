@@ -1,0 +1,150 @@
+"""Where the bytes of blobs lie. ``Folder`` is a directory; ``api.store.objects`` has the member that is an object store."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from api.errors import NoSuchBlob
+
+CHUNK = 1 << 18
+
+
+class Bucket(Protocol):
+    async def write(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Stores all chunks under ``key``, durably and all or nothing: an error of ``chunks`` leaves nothing."""
+        ...
+
+    def read(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The bytes ``start`` … ``stop`` − 1. Raises ``NoSuchBlob``."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Also where there is nothing under ``key``."""
+        ...
+
+    def keys(self, age: float) -> AsyncIterator[list[str]]:
+        """All keys that were written more than ``age`` seconds ago, in small lists."""
+        ...
+
+    async def adopt(self, name: str) -> bool:
+        """Marks an unmarked bucket as belonging to the database ``name``; tells whether it does."""
+        ...
+
+
+def open_bucket(url: str | None, options: Mapping[str, Any], data_dir: Path) -> Bucket:
+    """The bucket at a URL or path; without one, a folder in ``data_dir``. Raises ``ConfigError``."""
+    scheme, _, place = (url or str(data_dir / "blobs")).rpartition("://")
+    if scheme in ("", "file"):
+        return Folder(Path(place))
+    bucket: Bucket = importlib.import_module("api.store.objects").open_objects(url, options)
+    return bucket
+
+
+class Folder:
+    """``root``/a/bc/abcdef…: 4096 directories, so that none grows large and few are nearly empty.
+
+    A file is written beside, flushed to the disk, and renamed: under its key there is either all of it or nothing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    async def write(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        part = self.root / "parts" / key
+        file = await asyncio.to_thread(create, part)
+        try:
+            async for chunk in chunks:
+                await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(publish, file, part, self.path(key))
+        except BaseException:
+            file.close()
+            part.unlink(missing_ok=True)
+            raise
+
+    async def read(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        try:
+            file = await asyncio.to_thread(open, self.path(key), "rb")
+        except FileNotFoundError:
+            raise NoSuchBlob(key) from None
+        try:
+            file.seek(start)
+            while start < stop and (chunk := await asyncio.to_thread(file.read, min(CHUNK, stop - start))):
+                start += len(chunk)
+                yield chunk
+        finally:
+            file.close()
+
+    async def delete(self, key: str) -> None:
+        await asyncio.to_thread(self.path(key).unlink, missing_ok=True)
+
+    async def keys(self, age: float) -> AsyncIterator[list[str]]:
+        await asyncio.to_thread(self.drop_parts, age)
+        folders = await asyncio.to_thread(lambda: sorted(self.root.glob("?/??")))
+        for folder in folders:
+            if found := await asyncio.to_thread(old_names, folder, age):
+                yield found
+
+    async def adopt(self, name: str) -> bool:
+        return await asyncio.to_thread(self.mark, name)
+
+    def mark(self, name: str) -> bool:
+        path = self.root / "database"
+        self.root.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"database.{os.getpid()}")
+        part.write_text(name)
+        try:
+            os.link(part, path)  # unlike a rename, it fails where another process was first
+        except FileExistsError:
+            return path.read_text() == name
+        finally:
+            part.unlink()
+        return True
+
+    def drop_parts(self, age: float) -> None:
+        """What is left of writers that were killed."""
+        for path in old_files(self.root / "parts", age):
+            path.unlink(missing_ok=True)
+
+    def path(self, key: str) -> Path:
+        return self.root / key[0] / key[1:3] / key
+
+
+def create(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "xb")
+
+
+def publish(file: BinaryIO, part: Path, path: Path) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.rename(path)
+    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):  # new directories are entries to flush, too
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def old_names(folder: Path, age: float) -> list[str]:
+    return [path.name for path in old_files(folder, age)]
+
+
+def old_files(folder: Path, age: float) -> Iterator[Path]:
+    limit = time.time() - age
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_file() and entry.stat().st_mtime < limit:
+                        yield Path(entry.path)
+                except FileNotFoundError:  # swept by another process
+                    continue

@@ -1,0 +1,1 @@
+import{T as e}from"./_plugin-vue_export-helper-a24AcQ80.js";var t=e({name:`chevron-left`,size:24,node:[[`path`,{d:`m15 18-6-6 6-6`,key:`1wnfg3`}]]}),n=e({name:`chevron-right`,size:24,node:[[`path`,{d:`m9 18 6-6-6-6`,key:`mthhwq`}]]});export{t as n,n as t};

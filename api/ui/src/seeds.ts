@@ -1,0 +1,11 @@
+export const SEEDS = 2 ** 32;
+
+/** Short enough to be read and told. */
+export function drawSeed(): number {
+  return crypto.getRandomValues(new Uint32Array(1))[0]! % 1_000_000;
+}
+
+/** The seed of picture `index` of a request. */
+export function seedAt(first: number, index: number): number {
+  return (first + index) % SEEDS;
+}

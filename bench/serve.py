@@ -1,0 +1,123 @@
+"""``python -m bench serve``: the whole server against the bare engine and against LitServe with the same network."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.serving import ROOT, free_port
+
+CLIENTS = (1, 8, 32)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench serve", description=__doc__)
+    parser.add_argument("--config", default="default/config.toml")
+    parser.add_argument("--model", default="faces")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--workers", type=int, default=1, help="web workers; more than one needs gunicorn")
+    parser.add_argument("--rounds", type=int, default=2, help="the best of so many")
+    options = parser.parse_args(argv)
+    raws, rows = [], {name: {} for name in ("this server", "LitServe, our encoder", "LitServe, Pillow")}  # type: ignore[var-annotated]
+    for _ in range(options.rounds):
+        raws.append(measure(["bench.raw", options.config, options.model, str(options.seconds)]))
+        run_server(options, rows["this server"])
+        for encoder, name in (("ours", "LitServe, our encoder"), ("pillow", "LitServe, Pillow")):
+            run_peer(options, encoder, rows[name])
+    report(options.model, raws, rows)
+    return 0
+
+
+def run_server(options: argparse.Namespace, found: dict[int, dict[str, Any]]) -> None:
+    port = free_port()
+    command = [sys.executable, "main.py"]
+    if options.workers > 1:
+        command = [sys.executable, "-m", "gunicorn", "-c", "guni/conf.py", "-b", f"127.0.0.1:{port}", "-w", str(options.workers)]
+    environment = {"STYLEGAN_TOML": options.config, "PORT": str(port)}
+    with running(command, environment, f"http://127.0.0.1:{port}/readyz"):
+        press(f"http://127.0.0.1:{port}/{options.model}/generate?seed={{seed}}", None, options.seconds, found)
+
+
+def run_peer(options: argparse.Namespace, encoder: str, found: dict[int, dict[str, Any]]) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "bench.litserve_peer", options.config, options.model, str(port), encoder]
+    with running(command, {}, f"http://127.0.0.1:{port}/health"):
+        press(f"http://127.0.0.1:{port}/predict", '{"seed": {seed}}', options.seconds, found)
+
+
+def press(url: str, body: str | None, seconds: float, found: dict[int, dict[str, Any]]) -> None:
+    """Measures each number of clients; keeps the better of this and what was found before."""
+    for clients in CLIENTS:
+        arguments = ["bench.load", url, str(clients), str(seconds), *([body] if body else [])]
+        measure([*arguments[:3], "1", *arguments[4:]])
+        result = measure(arguments)
+        if set(result["statuses"]) != {"200"}:
+            raise SystemExit(f"{url}: {result['statuses']}")
+        if clients not in found or result["rate"] > found[clients]["rate"]:
+            found[clients] = result
+
+
+def measure(arguments: Sequence[str]) -> Any:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], environment: dict[str, str], ready: str) -> Iterator[int]:
+    """The command's process id, once ``ready`` answers."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        for _ in range(600):
+            with (
+                contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+                urllib.request.urlopen(ready, timeout=2) as answer,
+            ):
+                if answer.status == 200:
+                    break
+            time.sleep(0.1)
+        else:
+            raise SystemExit(f"{command} did not become ready")
+        yield process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        # The engine lingers for a few seconds after its last worker; the next measurement wants the cores.
+        time.sleep(6)
+
+
+def report(model: str, raws: list[dict[str, Any]], rows: dict[str, dict[int, dict[str, Any]]]) -> None:
+    batched, single = max(raw["batched_rate"] for raw in raws), min(raw["single_ms"] for raw in raws)
+    cpu = Path("/proc/cpuinfo").read_text().split("model name")[1].splitlines()[0].strip(" \t:")
+    print(f"{model}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {cpu}")
+    print(f"bare engine: {batched:.0f} pictures/s in batches of {raws[0]['batch']}; one picture with its PNG {single:.2f} ms\n")
+    print("| server | clients | pictures/s | of the bare engine | p50 ms | p95 ms | p99 ms |\n|---|---|---|---|---|---|---|")
+    for name, found in rows.items():
+        for clients, result in found.items():
+            numbers = [result["rate"] / batched, result["p50"], result["p95"], result["p99"]]
+            print(f"| {name} | {clients} | {result['rate']:.0f} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
+    ours, peer = rows["this server"], rows["LitServe, our encoder"]
+    print(f"\none client: {ours[1]['p50'] - single:.2f} ms over model and encoder")
+    for clients in CLIENTS:
+        print(f"{clients} clients: {ours[clients]['rate'] / peer[clients]['rate']:.2f} × LitServe with the same network and encoder")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""The server's entry: `app` for uvicorn and gunicorn; `python main.py` serves it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.auth import Environment, read_flag
+from api.cluster import fill_in
+from api.conf import Config, load_config
+from api.errors import ConfigError
+
+
+def read_config() -> Config:
+    config = load_config(os.environ.get("STYLEGAN_TOML") or Path(__file__).parent / "default" / "config.toml")
+    return fill_in(config, os.environ.get("REDIS_HOST"), os.environ.get("REDIS_PORT"), os.environ.get("REDIS_PASSWORD"))
+
+
+def read_environment() -> Environment:
+    return Environment(
+        secret=os.environ.get("SECRET_KEY") or None,
+        enable_signup=read_flag("ENABLE_SIGNUP", os.environ.get("ENABLE_SIGNUP")),
+        enable_public_token=read_flag("ENABLE_PUBLIC_TOKEN", os.environ.get("ENABLE_PUBLIC_TOKEN")),
+    )
+
+
+def build() -> FastAPI:
+    return create_app(read_config(), read_environment())
+
+
+try:
+    config = read_config()
+    app = create_app(config, read_environment())
+except ConfigError as error:
+    print(error.detail, file=sys.stderr)
+    sys.exit(2)
+
+if __name__ == "__main__":
+    import uvicorn
+
+    from api.switch import Switch
+
+    # Whom forwarding headers are believed is for the TOML to say, not for uvicorn.
+    # And pictures do not get smaller when WebSockets compress them once more.
+    uvicorn.run(
+        Switch(app, build, config.server.tmp_dir),
+        host=os.environ.get("HOST", "127.0.0.1"),
+        port=int(os.environ.get("PORT", "8000")),
+        access_log=False,
+        proxy_headers=False,
+        ws_per_message_deflate=False,
+    )

@@ -1,0 +1,290 @@
+"""The engine process and its client: shared by workers, started again after death, drained, left by clients."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from api.conf import Config, load_config
+from api.engine.client import Engine, Pending
+from api.engine.codec import Encoding
+from api.engine.socket import reach, socket_path
+from api.engine.wire import LENGTH, Connection, Picture, Submit, pack, unpack
+from api.errors import BadArray, Expired, NoSuchLabel, Poisonous
+from api.models.jobs import Generate, Synthesize
+from tests.checkpoints import tiny_precure
+from tests.serving import ROOT, write_config
+
+PNG = Encoding("png")
+KILLS = int(os.environ.get("KILLS", "4"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    tiny_precure(tmp_path / "tiny.safetensors", levels=4)
+    models = {"tiny": {"file": "tiny.safetensors", "relative": True, "warmup": False}}
+    return load_config(write_config(tmp_path, models, {"engine": {"linger": 0.2, "max_batch": 8}}))
+
+
+def with_engines(config: Config, count: int, use: Callable[..., Awaitable[None]]) -> None:
+    """Runs ``use`` with so many clients of the configuration's engine, as that many web workers would have."""
+
+    async def main() -> None:
+        engines = [Engine(config, "cpu") for _ in range(count)]
+        for engine in engines:
+            engine.open()
+        try:
+            async with asyncio.timeout(60 + 20 * KILLS):
+                await use(*engines)
+        finally:
+            for engine in engines:
+                await engine.close()
+        await gone(config)
+
+    asyncio.run(main())
+
+
+async def gone(config: Config) -> None:
+    """Engines leave after their last client; a test does not end before."""
+    for _ in range(500):
+        if not pids(config):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the engine stays")
+
+
+def pids(config: Config) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0] if command else ""
+        except OSError:
+            continue
+        if os.fsencode(config.server.tmp_dir) in command and b"api.engine.process" in command and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def generate(engine: Engine, seed: int, client: str = "one", **options: float) -> Awaitable[Picture]:
+    return engine.run(Generate(model="tiny", seed=seed), client=client, encoding=PNG, **options)  # type: ignore[arg-type]
+
+
+def test_workers_share_one_engine_and_get_the_same_bytes(config: Config) -> None:
+    async def use(*engines: Engine) -> None:
+        pictures = await asyncio.gather(*(generate(engine, seed) for engine in engines for seed in range(20)))
+        assert len(pids(config)) == 1
+        for seed in range(20):
+            assert len({picture.data for picture in pictures[seed::20]}) == 1
+        assert (await engines[0].info("tiny")).width == pictures[0].width
+
+    with_engines(config, 3, use)
+
+
+def test_the_socket_is_its_users_alone(config: Config) -> None:
+    async def use(engine: Engine) -> None:
+        await generate(engine, 1)
+        assert stat.S_IMODE(engine.path.stat().st_mode) == 0o600
+
+    with_engines(config, 1, use)
+
+
+def test_a_long_folder_name_is_no_obstacle(config: Config, tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 100) / "run"
+    config = config.model_copy(update={"server": config.server.model_copy(update={"tmp_dir": deep})})
+
+    async def use(engine: Engine) -> None:
+        assert (await generate(engine, 1)).seed == 1
+
+    assert len(str(socket_path(config, "cpu"))) > 108
+    with_engines(config, 1, use)
+
+
+def test_killed_engines_cost_no_request(config: Config) -> None:
+    mark = random.randrange(2**32)
+    print("seed", mark)
+    dice = random.Random(mark)
+    wanted: dict[int, bytes] = {}
+
+    async def use(engine: Engine, other: Engine) -> None:
+        for seed in range(10):
+            wanted[seed] = (await generate(engine, seed)).data
+        stop = asyncio.Event()
+
+        async def client(source: Engine, number: int) -> int:
+            made = 0
+            while not stop.is_set():
+                seed = (number + made) % 10
+                assert (await generate(source, seed, str(number))).data == wanted[seed]
+                made += 1
+            return made
+
+        clients = [asyncio.create_task(client(source, number)) for number in range(4) for source in (engine, other)]
+        for _ in range(KILLS):
+            await asyncio.sleep(0.5 + dice.random())
+            for pid in pids(config):
+                os.kill(pid, signal.SIGKILL)
+            await generate(engine, 1)
+        stop.set()
+        assert all(made > 0 for made in await asyncio.gather(*clients))
+
+    with_engines(config, 2, use)
+
+
+def test_a_request_at_two_deaths_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, stopping = Engine.send, [True]
+
+    def stop_and_send(engine: Engine, entry: Pending) -> None:
+        """So that the process cannot answer before it is killed."""
+        for pid in pids(config) if stopping[0] and engine.link is not None and not engine.loading else ():
+            os.kill(pid, signal.SIGSTOP)
+        send(engine, entry)
+
+    monkeypatch.setattr(Engine, "send", stop_and_send)
+
+    async def use(engine: Engine) -> None:
+        await engine.info("tiny")
+        waiting = asyncio.ensure_future(generate(engine, 1))
+        await asyncio.sleep(0)
+        entry = next(iter(engine.pending.values()))
+        for deaths in (1, 2):
+            while entry.link is None:
+                await asyncio.sleep(0.001)
+            stopping[0] = deaths < 2
+            entry.started = True  # as if the engine had told so in the moment of its death
+            for pid in pids(config):
+                os.kill(pid, signal.SIGKILL)
+            while entry.deaths < deaths:
+                await asyncio.sleep(0)
+                if waiting.done():
+                    break
+        with pytest.raises(Poisonous):
+            await waiting
+        assert entry.submit.alone
+        assert (await generate(engine, 2)).seed == 2
+
+    with_engines(config, 1, use)
+
+
+def test_a_drained_engine_finishes_and_a_new_one_takes_over(config: Config) -> None:
+    async def use(engine: Engine) -> None:
+        await generate(engine, 0)
+        (old,) = pids(config)
+        many = [asyncio.ensure_future(generate(engine, seed)) for seed in range(60)]
+        await asyncio.sleep(0)
+        os.kill(old, signal.SIGTERM)
+        more = [asyncio.ensure_future(generate(engine, seed)) for seed in range(60, 80)]
+        pictures = await asyncio.gather(*many, *more)
+        assert [picture.seed for picture in pictures] == list(range(80))
+        assert (await generate(engine, 99)).seed == 99
+        assert old not in pids(config)
+
+    with_engines(config, 1, use)
+
+
+def test_jobs_of_clients_that_leave_never_run(config: Config) -> None:
+    async def use(engine: Engine, other: Engine) -> None:
+        await generate(engine, 0)
+        (pid,) = pids(config)
+        os.kill(pid, signal.SIGSTOP)  # nothing is computed while they come and go
+        busy = [asyncio.ensure_future(generate(engine, seed, "busy")) for seed in range(100)]
+        await asyncio.sleep(0)
+        leaving = [asyncio.ensure_future(generate(other, seed, "leaving")) for seed in range(300)]
+        await asyncio.sleep(0)
+        for task in leaving:
+            task.cancel()
+        await asyncio.sleep(0.1)
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.gather(*busy)
+        results = await asyncio.gather(*leaving, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        assert not other.pending
+
+    with_engines(config, 2, use)
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from api.telemetry import Telemetry
+
+    text = Telemetry(config.server.tmp_dir, "test").expose().decode()
+    made = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels.get("model") == "tiny"
+    }
+    # What the engine began before it had read that its owner had left is done; nothing else.
+    assert 101 <= made["stylegan_pictures_total"] <= 101 + 150
+
+
+def test_errors_come_back_as_themselves(config: Config) -> None:
+    async def use(engine: Engine) -> None:
+        with pytest.raises(NoSuchLabel):
+            await engine.run(Generate(model="tiny", label="x"), client="", encoding=PNG)
+        with pytest.raises(BadArray):
+            await engine.run(Synthesize(model="tiny", styles=np.zeros((1, 1), np.float32)), client="", encoding=PNG)
+        with pytest.raises(Expired):
+            await generate(engine, 1, deadline=time.monotonic() - 1)
+
+    with_engines(config, 1, use)
+
+
+def test_a_model_that_cannot_be_loaded_is_told_and_hides_no_other(tmp_path: Path) -> None:
+    tiny_precure(tmp_path / "tiny.safetensors", levels=3)
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
+    models = {name: {"file": f"{name}.safetensors", "relative": True} for name in ("broken", "tiny")}
+    config = load_config(write_config(tmp_path, models, {"engine": {"linger": 0.2}}))
+
+    async def use(engine: Engine) -> None:
+        assert (await generate(engine, 1)).seed == 1
+        assert "broken" in engine.failures
+        assert str(tmp_path) not in engine.failures["broken"] or "broken.safetensors" in engine.failures["broken"]
+
+    with_engines(config, 1, use)
+
+
+def test_garbage_on_the_socket_ends_only_that_connection(config: Config) -> None:
+    async def use(engine: Engine) -> None:
+        await generate(engine, 1)
+        for garbage in (b"\xff" * 64, LENGTH.pack(3) + b"abc", LENGTH.pack(1) + b"\x05", b"\x00\x00"):
+            stranger = socket.socket(socket.AF_UNIX)
+            stranger.connect(reach(engine.path))
+            stranger.sendall(garbage)
+            stranger.close()
+        assert (await generate(engine, 2)).seed == 2
+        assert len(pids(config)) == 1
+
+    with_engines(config, 1, use)
+
+
+def test_frames_survive_any_cut() -> None:
+    job = Generate(model="tiny", seed=3, latent=np.arange(4, dtype=np.float32))
+    frame = pack(Submit(id=1, job=job, client="c", deadline=1.5, encoding=PNG, recipe={"Seed": 3}))
+    got: list[Submit] = []
+    connection = Connection(lambda _, message: got.append(message), lambda _: None)
+    for index in range(2 * len(frame)):
+        connection.data_received((frame * 2)[index : index + 1])
+    assert len(got) == 2
+    assert isinstance(got[0].job, Generate)
+    assert got[0].job.latent is not None
+    assert got[0].job.latent.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="unknown extension"):
+        unpack(b"\xc7\x01\x05\x00")
+
+
+def test_an_engine_that_nobody_comes_to_leaves(config: Config) -> None:
+    """Who started it may be dead before it listens."""
+    command = [sys.executable, "-m", "api.engine.process", "cpu", str(socket_path(config, "cpu"))]
+    config.server.tmp_dir.mkdir(parents=True, exist_ok=True)
+    subprocess.run(command, input=config.model_dump_json().encode(), check=True, timeout=120, cwd=ROOT)

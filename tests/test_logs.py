@@ -1,0 +1,35 @@
+"""The log as JSON: every line that any process of the server writes is an object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import tiny_precure
+from tests.serving import serve, write_config
+from tests.test_gunicorn import until
+
+
+@pytest.mark.parametrize(("workers", "logger"), [(0, None), (0, "uvicorn"), (1, None), (1, "gunicorn.error")])
+def test_every_line_is_an_object(tmp_path: Path, workers: int, logger: str | None) -> None:
+    tiny_precure(tmp_path / "plain.safetensors", levels=3)
+    models = {"plain": {"file": "plain.safetensors", "relative": True}, "none": {"file": "missing.safetensors"}}
+    named = {} if logger is None else {"logger": logger}
+    config = write_config(tmp_path, models, {"log": "json", "engine": {"linger": 1.0}, **named})
+    with serve(config, workers=workers, ready=False) as server:
+        until(lambda: server.process.poll() is None and "none cannot be loaded" in server.log.read_text())
+        answer = server.client.post("/plain/generate?seed=1&token=secret", headers={"X-Request-ID": "here"})
+        assert answer.status_code == 200
+        until(lambda: '"request_id": "here"' in server.log.read_text())
+        lines = server.log.read_text().splitlines()
+    objects = [json.loads(line) for line in lines if line.startswith("{")]
+    (line,) = [found for found in objects if found.get("request_id") == "here"]
+    assert (line["method"], line["path"], line["route"], line["status"]) == ("POST", "/plain/generate", "/{model_id}/generate", 200)
+    assert line["ms"] > 0
+    assert {"time", "level", "logger", "pid", "message"} <= line.keys()
+    assert any(found["logger"] == "api.engine.host" or "cannot be loaded" in found["message"] for found in objects)
+    own = [found for found in lines if not found.startswith("{")]
+    assert not [found for found in own if "api" in found or "engine" in found], own
+    assert "secret" not in "\n".join(lines)
