@@ -10,7 +10,7 @@ import bench
 
 
 def names() -> list[str]:
-    hidden = {"__main__", "load", "litserve_peer", "raw"}
+    hidden = {"__main__", "crowd", "fitting", "load", "litserve_peer", "raw"}
     return sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in hidden)
 
 
