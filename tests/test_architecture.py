@@ -22,7 +22,7 @@ LAYERS = [
     "history",
     "server",
     ("schemas", "tasks", "routes"),
-    ("journal", "app"),
+    ("journal", "shedding", "app"),
     "switch",
     "cli",
     "__main__",
@@ -30,7 +30,7 @@ LAYERS = [
 """From the bottom up; what stands together in one tuple is one layer, whose order inside ``INSIDE`` tells."""
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in ((layer,) if isinstance(layer, str) else layer)}
 LOW = {"limits", "store", "telemetry", "auth", "logs", "tracing"}  # of the project's, these see errors, conf and cluster alone
-INSIDE = {("routes", "schemas"), ("routes", "tasks"), ("tasks", "schemas"), ("app", "journal")}
+INSIDE = {("routes", "schemas"), ("routes", "tasks"), ("tasks", "schemas"), ("app", "journal"), ("app", "shedding")}
 TORCH = {"torch", "diffusers", "transformers", "accelerate"}
 WEB = {"asyncio", "fastapi", "starlette", "uvicorn", "gunicorn", "httpx"}
 

@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,7 @@ from api.limits.local import LocalStore
 
 LIVENESS = 0.5  # seconds: the places of the dead are free within one, however rarely the TOML wants us to look
 SMOOTHING = 0.1
+LONGEST_FULL = 0.05  # seconds that a full queue is believed to be full
 
 
 class Waiter:
@@ -33,6 +35,15 @@ class Waiter:
         if self.state is None or state > self.state:
             self.state = state
             self.changed.set()
+
+
+@dataclass(slots=True)
+class Full:
+    """The queue was full: nobody need ask before ``until``, or before ``leaving`` of this process's own requests have left."""
+
+    until: float
+    leaving: int
+    retry_after: float
 
 
 class Limits:
@@ -51,6 +62,7 @@ class Limits:
         self.rung = asyncio.Event()
         self.watching: asyncio.Task[None] | None = None
         self.held = 1.0  # seconds that requests were at work lately
+        self.lately: Full | None = None
 
     @classmethod
     async def open(cls, conf: LimitConf, tmp_dir: Path, redis: str | None = None) -> Self:
@@ -91,7 +103,10 @@ class Limits:
             place = await store.enter(token, client)
             if place.state in (State.OVER_RATE, State.OVER_QUEUE):
                 leave = False
-                raise self.refusal(place.state, place)
+                refusal = self.refusal(place.state, place)
+                if place.state is State.OVER_QUEUE:
+                    self.note_full(refusal)
+                raise refusal
             await self.wait(token, place)
             admission, begun = Admission(self.conf, place), time.monotonic()
             refund = False
@@ -102,9 +117,23 @@ class Limits:
                 self.held += SMOOTHING * (time.monotonic() - begun - self.held)
         finally:
             del self.waiters[token]
+            if self.lately is not None:
+                self.lately.leaving -= leave
             if leave:
                 with suppress(Busy):  # logged and tried again by the store; the request itself is done
                     await store.leave(token, refund=refund)
+
+    def full(self) -> Full | None:
+        """Whether asking is in vain: the queue was full, and less than half of it can have been worked off since."""
+        if self.lately is not None and (self.lately.leaving <= 0 or time.monotonic() >= self.lately.until):
+            self.lately = None
+        return self.lately
+
+    def note_full(self, refusal: ServerError) -> None:
+        conf = self.conf.concurrency
+        half = conf.max_queue // 2
+        seconds = min(LONGEST_FULL, self.held * half / conf.max_concurrency)
+        self.lately = Full(time.monotonic() + seconds, half, refusal.retry_after or 1.0)
 
     async def wait(self, token: int, place: Place) -> None:
         """Until the request may work. Raises ``Blocked`` or ``Busy`` when its time is over."""
