@@ -18,7 +18,6 @@ import torch
 
 from api.conf import load_config
 from api.models.base import Model
-from api.models.cores import Cores
 from api.models.jobs import Generate, Job, Output, Pixels, Project
 from api.models.registry import load_model
 
@@ -28,7 +27,7 @@ FIRST_SEED = 1_000_000  # far from those of a projection's candidates, which are
 def main(argv: Sequence[str]) -> int:
     options = parse(argv)
     torch.set_num_threads(options.threads)
-    model = load_model(load_config(Path(options.config)), options.model, Cores(options.threads))
+    model = load_model(load_config(Path(options.config)), options.model)
     told = {"steps": options.steps, "space": options.space, "regularisation": options.regularisation, "fit_noise": options.fit_noise}
     found, floor, seconds, cpu, away = [], [], [], [], []
     for index in range(options.count):

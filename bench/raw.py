@@ -1,16 +1,24 @@
-"""The bare engine: the same model object, the same jobs, no server. ``python -m bench.raw TOML MODEL SECONDS`` prints JSON."""
+"""The bare engine: the same model object, the same jobs, no server. Each core of a CPU computes batches of its own.
+
+``python -m bench.raw TOML MODEL SECONDS`` prints JSON.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from api.conf import load_config
 from api.engine.codec import Encoding, encode
-from api.models.device import prepare_device
-from api.models.jobs import Generate
+from api.engine.host import tune
+from api.engine.lane import LARGE
+from api.models.device import prepare_device, use_cores
+from api.models.jobs import Generate, Output
 from api.models.registry import load_model
 
 
@@ -21,26 +29,38 @@ def stay(index: int, total: int, previews: object = None) -> None:
 def main(path: str, model_id: str, seconds: float) -> None:
     config = load_config(path)
     cores = prepare_device(config.device(model_id), config.server.engine.threads)
-    model = load_model(config, model_id, cores)
-    seeds = iter(range(10**9))
+    model = load_model(config, model_id)
+    seeds = itertools.count()
 
-    def jobs(count: int) -> list[Generate]:
-        return [model.prepare(Generate(model=model_id, seed=next(seeds))) for _ in range(count)]  # type: ignore[misc]
+    def run(count: int) -> Sequence[Output]:
+        return model.run([model.prepare(Generate(model=model_id, seed=next(seeds))) for _ in range(count)], stay)
 
-    best = config.models[model_id].max_batch or config.server.engine.max_batch
+    best = max(1, (config.models[model_id].max_batch or config.server.engine.max_batch) // cores)
+    use_cores(cores if model.info.parameters >= LARGE else 1)
     for count in (1, best, 1, best):
-        model.run(jobs(count), stay)
+        run(count)
     singles, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end:
         begun = time.perf_counter()
-        (output,) = model.run(jobs(1), stay)
+        (output,) = run(1)
         encode(output.image, Encoding("png"), {"Seed": output.seed})
         singles.append(time.perf_counter() - begun)
-    made, begun = 0, time.perf_counter()
-    while (spent := time.perf_counter() - begun) < seconds:
-        made += len(model.run(jobs(best), stay))
-    print(json.dumps({"single_ms": 1000 * statistics.median(singles), "batched_rate": made / spent, "batch": best}))
+    use_cores(1)
+
+    def work(end: float) -> int:
+        use_cores(1)
+        made = 0
+        while time.perf_counter() < end:
+            made += len(run(best))
+        return made
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(cores) as pool:
+        made = sum(pool.map(work, [begun + seconds] * cores))
+    rate = made / (time.perf_counter() - begun)
+    print(json.dumps({"single_ms": 1000 * statistics.median(singles), "batched_rate": rate, "batch": best}))
 
 
 if __name__ == "__main__":
+    tune()
     main(sys.argv[1], sys.argv[2], float(sys.argv[3]))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from api.engine.lane import Lane, Queue, Ticket
+from api.engine.lane import LARGE, Lane
 from api.engine.shelf import Shelf
+from api.engine.turns import Queue, Ticket
 from api.errors import BadInput, Busy, Cancelled, Expired, NotReady, ServerError
 from api.models.base import Info, Previews, Step
 from api.models.jobs import Job, Output
@@ -291,3 +293,130 @@ def test_after_a_long_batch_the_lane_waits_a_moment_for_those_who_come_back(setu
     setup.submit(7)  # a short job is not kept waiting
     setup.ear.wait(8)
     assert setup.model.batches == [[7]]
+
+
+# Several cores.
+
+
+class Cores(Setup):
+    """Two threads of one lane; ``used`` notes the cores that each batch was computed with."""
+
+    def __init__(self, parameters: int = 0) -> None:
+        super().__init__()
+        self.model.info = replace(self.model.info, parameters=parameters)
+        self.local = threading.local()
+        self.used: list[int] = []
+        shelf = Shelf.holding({"counter": self.model, "slow": self.slow})
+        self.lane = Lane(shelf, self.ear, max_batch=lambda model_id: 8, max_queue=100, cores=2, use=self.use)
+        self.threads = [threading.Thread(target=self.lane.run, daemon=True) for _ in range(2)]
+        self.model.before = self.slow.before = lambda jobs: self.used.append(self.local.cores)
+
+    def use(self, cores: int) -> None:
+        self.local.cores = cores
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+
+@pytest.fixture
+def cores() -> Iterator[Callable[..., Cores]]:
+    made: list[Cores] = []
+
+    def make(parameters: int = 0) -> Cores:
+        made.append(Cores(parameters))
+        return made[-1]
+
+    yield make
+    for setup in made:
+        setup.lane.close()
+        for thread in setup.threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_cores_share_out_what_waits_and_work_at_the_same_time(cores: Callable[..., Cores]) -> None:
+    setup, meeting = cores(), threading.Barrier(2)
+
+    def meet(jobs: Sequence[Job]) -> None:
+        meeting.wait(10)
+
+    setup.model.before = meet
+    for seed in range(6):
+        setup.submit(seed)
+    setup.start()
+    setup.ear.wait(6)
+    assert sorted(setup.model.batches) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_all_cores_together_compute_max_batch_pictures_at_most(cores: Callable[..., Cores]) -> None:
+    setup = cores()
+    for seed in range(40):
+        setup.submit(seed)
+    setup.start()
+    setup.ear.wait(40)
+    assert max(map(len, setup.model.batches)) == 4
+    assert sorted(itertools.chain(*setup.model.batches)) == list(range(40))
+
+
+def test_a_long_job_has_the_device_and_all_cores_help_with_the_short_ones_between_its_steps(cores: Callable[..., Cores]) -> None:
+    setup, meeting = cores(), threading.Barrier(2)
+
+    def meet(jobs: Sequence[Job]) -> None:
+        setup.used.append(setup.local.cores)
+        meeting.wait(10)
+
+    def disturb(jobs: Sequence[Job]) -> None:
+        setup.used.append(setup.local.cores)
+        for seed in range(4):
+            setup.submit(seed)
+
+    setup.model.before, setup.slow.before = meet, disturb
+    setup.submit(10, model="slow", steps=3, progress=True)
+    setup.start()
+    setup.ear.wait(5)
+    assert setup.ear.order[-1] == 10
+    assert setup.ear.steps == [0, 1, 2]
+    assert sorted(setup.model.batches) == [[0, 1], [2, 3]]
+    assert setup.used == [2, 1, 1]
+
+
+def test_nothing_begins_beside_a_suspect(cores: Callable[..., Cores]) -> None:
+    setup, beside = cores(), list[int]()
+
+    def run(jobs: Sequence[Job]) -> None:
+        if jobs[0].seed == 1:
+            beside.append(len(setup.model.batches))
+            time.sleep(0.05)
+            beside.append(len(setup.model.batches))
+
+    setup.model.before = run
+    setup.submit(1, alone=True)
+    for seed in range(2, 10):
+        setup.submit(seed)
+    setup.start()
+    setup.ear.wait(9)
+    assert beside == [1, 1]
+
+
+def test_a_lone_picture_of_a_large_network_takes_all_cores_and_several_one_each(cores: Callable[..., Cores]) -> None:
+    small, large = cores(), cores(LARGE)
+    for setup in (small, large):
+        setup.submit(1)
+        setup.start()
+        setup.ear.wait(1)
+    assert (small.used, large.used) == ([1], [2])
+    with large.lane.ready:
+        for seed in range(2, 6):
+            large.submit(seed)
+    large.ear.wait(5)
+    assert set(large.used[1:]) == {1}
+
+
+def test_an_error_in_one_cores_batch_leaves_the_others_alone(cores: Callable[..., Cores]) -> None:
+    setup = cores()
+    for seed in range(20):
+        setup.submit(seed, trouble="breaks" if seed == 7 else "")
+    setup.start()
+    setup.ear.wait(20)
+    assert [seed for seed, result in setup.ear.results.items() if isinstance(result, ServerError)] == [7]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from api.conf import Config
 from api.engine.codec import Encoding, encode
-from api.engine.lane import Lane, Ticket, explain
+from api.engine.lane import Lane, explain
 from api.engine.shelf import Shelf
+from api.engine.turns import Ticket
 from api.engine.wire import Bye, Cancel, Done, Hello, Picture, Progress, Return, Started, Submit, fail, pack, preview_steps
 from api.errors import ServerError
 from api.models.base import Info, Model, Previews
@@ -127,7 +129,7 @@ class Host:
         for peer in self.clients:
             peer.send(message)
 
-    # On the lane's thread: what becomes of requests.
+    # On the lane's threads: what becomes of requests.
 
     def started(self, batch: Sequence[Ticket]) -> None:
         self.telemetry.count("batches", model=batch[0].job.model)
@@ -226,12 +228,15 @@ class Host:
 
     def load(self) -> None:
         """Loads the models one after the other and tells the clients of each."""
-        from api.models.device import prepare_device
+        from api.models.device import prepare_device, use_cores
         from api.models.registry import import_families
 
         # The libraries of one family are imported while the kernels of another warm up.
         threading.Thread(target=import_families, args=(self.config, self.device), daemon=True).start()
-        self.cores = prepare_device(self.device, self.config.server.engine.threads)
+        self.lane.cores = prepare_device(self.device, self.config.server.engine.threads)
+        if self.device == "cpu":
+            self.lane.use = use_cores
+            use_cores(1)  # as most pictures are computed: what is warmed up is what is used
         for model_id in list(self.loading):
             try:
                 self.shelf.bring(model_id)
@@ -245,7 +250,7 @@ class Host:
     def load_model(self, model_id: str) -> Model:
         from api.models.registry import load_model
 
-        return load_model(self.config, model_id, self.cores)
+        return load_model(self.config, model_id)
 
     def weigh(self, info: Info) -> int:
         """Bytes of the model's weights."""
@@ -258,15 +263,31 @@ class Host:
         release_memory(self.device)
 
     def work(self) -> None:
-        """The device's thread: the models are loaded and run on one and the same."""
-        try:
+        """The device's first thread: it loads the models, and runs them together with those of the other cores."""
+        with leaving_if_lost():
             self.load()
             # What has been loaded stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
+            others = [threading.Thread(target=self.compute, name=f"core {i}", daemon=True) for i in range(1, self.lane.cores)]
+            for other in others:
+                other.start()
             self.lane.run()
-        except BaseException:
-            log.critical("the device is lost; a new process takes over", exc_info=True)
-            os._exit(70)
+            for other in others:
+                other.join()
         self.encoders.shutdown()
         self.loop.call_soon_threadsafe(self.left.set)
+
+    def compute(self) -> None:
+        with leaving_if_lost():
+            self.lane.run()
+
+
+@contextlib.contextmanager
+def leaving_if_lost() -> Iterator[None]:
+    """Ends the process at a failure that no model can be served after; the clients start another one."""
+    try:
+        yield
+    except BaseException:
+        log.critical("the device is lost; a new process takes over", exc_info=True)
+        os._exit(70)

@@ -11,7 +11,6 @@ import sys
 import torch
 
 from api.errors import ConfigError
-from api.models.cores import Cores
 
 
 def check_device(device: str) -> str:
@@ -38,19 +37,25 @@ def release_memory(device: str) -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def prepare_device(device: str, threads: int = 0) -> Cores | None:
+def prepare_device(device: str, threads: int = 0) -> int:
     """Sets torch up for one process that serves ``device``: CPU threads (0: one per usable core), and the same bytes every time.
 
-    Answers the cores that share the work where ``device`` is the CPU. To be called on the thread that computes.
+    Answers how many batches the device computes at a time: one per core of a CPU, one on a GPU.
     """
     check_device(device)
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     if device == "cpu":
-        return Cores(threads)
+        return threads
     torch.cuda.set_device(device)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    return None
+    return 1
+
+
+def use_cores(count: int) -> None:
+    """The kernels of the calling thread take so many cores. MKL's products in other threads are meant too: let none run meanwhile."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

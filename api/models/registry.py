@@ -9,16 +9,13 @@ import pkgutil
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from api.conf import Config, ModelConf, is_hub
 from api.errors import ConfigError
 from api.models import families, formats
 from api.models.base import Description, Model, Place
 from api.models.jobs import Generate
-
-if TYPE_CHECKING:
-    from api.models.cores import Cores
 
 BLOCK = 1 << 20
 
@@ -50,14 +47,13 @@ def load_models(config: Config, device: str) -> dict[str, Model]:
     return models
 
 
-def load_model(config: Config, model_id: str, cores: Cores | None = None) -> Model:
-    """One model on its device, its work shared out among ``cores``, warmed up. Raises ``ConfigError`` that names the model and its file."""
+def load_model(config: Config, model_id: str) -> Model:
+    """One model on its device, warmed up. Raises ``ConfigError`` that names the model and its file."""
     conf = config.models[model_id]
     try:
         checkpoint = formats.find(conf.file).read(conf.file)
         family = import_family(conf.family or checkpoint.description.family)
         model = cast(Model, family.load(checkpoint, conf, place_of(config, model_id)))
-        model = cores.share(model) if cores is not None else model
         if conf.warmup:
             warm_up(model, place_of(config, model_id).max_batch)
     except Exception as error:
