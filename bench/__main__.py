@@ -10,8 +10,8 @@ import bench
 
 
 def names() -> list[str]:
-    hidden = {"__main__", "crowd", "fitting", "load", "litserve_peer", "raw"}
-    return sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in hidden)
+    hidden = {"__main__", "crowd", "fitting", "load", "storm", "litserve_peer", "raw"}
+    return sorted(module.name for module in pkgutil.iter_modules(bench.__path__) if not module.ispkg and module.name not in hidden)
 
 
 def main(argv: list[str]) -> int:
