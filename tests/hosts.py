@@ -26,7 +26,7 @@ class Host:
     """A host that is on. ``address`` is its own."""
 
     def __init__(self, bridge: str, number: int, network: str) -> None:
-        self.address, link = f"{network}.{number}", f"{bridge}-{number}"
+        self.address, self.link = f"{network}.{number}", f"{bridge}-{number}"
         self.holder = subprocess.Popen(
             ["unshare", "--net", "--pid", "--fork", "--mount-proc", "cat"],  # which ends with this process, and the host with it
             stdin=subprocess.PIPE,
@@ -34,8 +34,8 @@ class Host:
             start_new_session=True,
         )
         self.first = wait_for_child(self.holder.pid)
-        ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(self.first))
-        ip("link", "set", link, "master", bridge, "up")
+        ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", str(self.first))
+        ip("link", "set", self.link, "master", bridge, "up")
         for arguments in (("link", "set", "lo", "up"), ("addr", "add", f"{self.address}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
             subprocess.run(["nsenter", "-t", str(self.first), "-n", "ip", *arguments], check=True)
 
@@ -67,8 +67,14 @@ class Host:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
+    def cut(self) -> None:
+        """Pulls the wire: nothing comes through any more, and nobody is told."""
+        ip("link", "set", self.link, "down")
+
     def switch_off(self) -> None:
-        """The host is gone from one moment to the next, and its wire with it."""
+        """The host is gone from one moment to the next, and says no farewell."""
+        if self.holder.poll() is None:
+            self.cut()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.first, signal.SIGKILL)
         self.holder.wait()
