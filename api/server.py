@@ -20,7 +20,7 @@ from api.engine.client import Watch
 from api.engine.codec import Encoding
 from api.engine.transport import Transport, build_transports
 from api.engine.wire import Picture
-from api.errors import BadInput, Blocked, Busy, Cancelled, NoAddress, NoSuchModel, NotFound, RateLimited, ServerError
+from api.errors import BadInput, Blocked, Busy, Cancelled, ConfigError, NoAddress, NoSuchModel, NotFound, RateLimited, ServerError
 from api.history.origin import Entry, Origin, entry_of
 from api.limits import Limits
 from api.models.base import Info
@@ -117,15 +117,19 @@ class Server:
         return cls(config, engines, limits, telemetry, tokens, tracing)
 
     async def store(self) -> Store:
-        """What may not be lost; opened when it is first asked for. Raises ``ConfigError``, ``Busy``."""
+        """What may not be lost; opened when it is first asked for, and again while it cannot be. Raises ``Busy``."""
         async with self.opening:
             if self.kept is None:
-                self.kept = await open_store(self.config)
+                try:
+                    self.kept = await open_store(self.config)
+                except ConfigError as error:  # no client's fault, and nothing for its eyes; a database that is away may come
+                    log.error("the store cannot be opened: %s", error.detail)
+                    raise Busy("the store is unavailable", retry_after=5.0) from error
                 self.keeping.set()
         return self.kept
 
     async def recorder(self) -> Recorder:
-        """What keeps pictures. Raises ``ConfigError``, ``Busy``."""
+        """What keeps pictures. Raises ``Busy``."""
         if self.keeper is None:
             store = await self.store()
             module = await asyncio.to_thread(importlib.import_module, "api.history.recorder")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from api.history.recorder import Prepared
     from api.store.queue import Also, Claim
     from api.store.store import Store
+    from api.store.transitions import Task
 
 log = logging.getLogger(__name__)
 PAUSE = 0.1
@@ -90,8 +91,18 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             while True:
                 await self.slots.acquire()
-                claim = await patiently(lambda: self.store.queue.next(self.name, self.conf.lease))
+                claim = await self.take()
                 group.create_task(self.perform(claim)).add_done_callback(lambda _: self.slots.release())
+
+    async def take(self) -> Claim:
+        """Waits for a task. Whatever goes wrong with that must not end this worker for good."""
+        while True:
+            try:
+                claim: Claim = await patiently(lambda: self.store.queue.next(self.name, self.conf.lease))
+                return claim
+            except Exception:
+                log.exception("no task could be taken; trying again")
+                await asyncio.sleep(1.0)
 
     async def perform(self, claim: Claim) -> None:
         """Sees one task to its end, whatever that is."""
@@ -113,42 +124,51 @@ class Worker:
         try:
             await patiently(lambda: self.store.queue.finish(claim, result, also=also), self.conf.lease)
         except LeaseLost:
-            if also is None:
+            if also is None and not await self.is_told(claim, result):
                 await self.store.blobs.delete(result["image"]["blob_id"])
             raise
+        except Busy:  # not the task's fault: it is made again when its lease has run out
+            raise LeaseLost("the database could not be reached to tell the result") from None
+
+    async def is_told(self, claim: Claim, result: Mapping[str, Any]) -> bool:
+        """Whether the task has ended with this very result: the database did as it was told, and the answer was lost."""
+        task: Task = await patiently(lambda: self.store.tasks.get(claim.task.id), self.conf.lease)
+        return task.result == result
 
     async def compute(self, claim: Claim) -> tuple[dict[str, Any], Also | None]:
         """Makes the picture and keeps it as a blob; what a finished task tells of it, and what its transaction is to do, too."""
         deadline = time.monotonic() + self.conf.deadline
-        work = await self.prepare(claim)
+        work = await self.prepare(claim, deadline)
         async with reporting(self.store, claim) as watch:
             watching = Watching(watch, claim.task.params.get("previews", 0))
             entry = await self.make(claim.task.owner, work, deadline, watching)
         picture = entry.picture
         found = {"parameters_used": {**claim.task.params, **told(picture)}, **found_style(work, picture)}
         if self.server.config.store.history:
-            prepared = await self.remember(claim, entry)
+            prepared = await self.remember(claim, entry, deadline)
             (made,) = prepared.made
             return {"image": {"blob_id": made.blob_id, "image_id": made.id, **found}}, prepared.insert
         expire = self.server.config.blobs.expire or None
         blob = await patiently(
-            lambda: self.store.blobs.create(claim.task.owner, picture.mime_type, picture.data, seconds=expire), self.conf.lease
+            lambda: self.store.blobs.create(claim.task.owner, picture.mime_type, picture.data, seconds=expire), deadline - time.monotonic()
         )
         return {"image": {"blob_id": blob.id, **found}}, None
 
-    async def remember(self, claim: Claim, entry: Entry) -> Prepared:
+    async def remember(self, claim: Claim, entry: Entry, deadline: float) -> Prepared:
         """The picture's files, and the rows that are to be written with the task's end."""
         params = read_task(claim.task.params)
         entry = replace(entry, task_id=claim.task.id)
         origin = Origin(claim.task.owner, params.session, params.parents or (), list(params.blobs.values()))
         recorder = await self.server.recorder()
-        prepared: Prepared = await patiently(lambda: recorder.prepare(origin, [entry]), self.conf.lease)
+        prepared: Prepared = await patiently(lambda: recorder.prepare(origin, [entry]), deadline - time.monotonic())
         return prepared
 
-    async def prepare(self, claim: Claim) -> Work | Walk:
+    async def prepare(self, claim: Claim, deadline: float) -> Work | Walk:
         params = read_task(claim.task.params)
         info = await self.server.info(claim.task.params["model"])
-        pictures = await load_pictures(self.server, self.store, params.blobs, claim.task.owner)
+        pictures = await patiently(
+            lambda: load_pictures(self.server, self.store, params.blobs, claim.task.owner), deadline - time.monotonic()
+        )
         return params.work(info, pictures)
 
     async def make(self, owner: str, work: Work | Walk, deadline: float, watching: Watching) -> Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +16,14 @@ from starlette.requests import ClientDisconnect
 from api import errors
 from api.engine.codec import MOTION_TYPES, decode_picture
 from api.engine.codec.containers import sniff
-from api.errors import BadInput, TooLarge, Undecodable
+from api.errors import BadInput, Busy, TooLarge, Undecodable
 from api.routes.parts import TheOwner, TheServer, known_etags, responses
 from api.server import Server
 
 if TYPE_CHECKING:
     from api.store.blobs import Blob
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["blobs"])
 TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -62,6 +64,9 @@ async def read_upload(request: Request) -> bytes:
         raise BadInput(f"the form cannot be read: {error.detail}") from None
     except ClientDisconnect:
         raise BadInput("the body ended early") from None
+    except OSError as error:  # large files of forms lie on the disk meanwhile
+        log.error("an upload cannot be kept: %s", error)
+        raise Busy("there is no room for uploads") from error
     raise BadInput("the form has no file; send one as the field 'file'")
 
 

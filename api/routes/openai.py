@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from starlette.requests import ClientDisconnect
 from api import errors
 from api.engine.codec import decode_picture
 from api.engine.wire import Picture, Progress, Started
-from api.errors import BadInput, ServerError
+from api.errors import BadInput, Busy, ServerError
 from api.models.base import Info
 from api.models.jobs import Diffuse, Generate, Job, Pixels
 from api.routes.diffusion import as_invalid, check_prompts, invalid
@@ -35,6 +36,7 @@ from api.schemas.openai import Common, Edits, Generations, common, completed, en
 from api.schemas.recipes import diffuse_recipe, generate_recipe
 from api.server import Answer, Caller, Server, Watching
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["openai"], responses=responses(errors.Unauthorized, errors.NoSuchModel, errors.TooLarge, *LIMITS))
 BINARY = {"type": "string", "format": "binary"}
 FORM: dict[str, Any] = {
@@ -127,6 +129,9 @@ async def read_form(request: Request) -> tuple[dict[str, Any], list[bytes], list
         fields = json.loads(await request.body())
     except (ValueError, RecursionError, ClientDisconnect):
         raise invalid("the body is neither a form nor JSON") from None
+    except OSError as error:  # large files of forms lie on the disk meanwhile
+        log.error("an upload cannot be kept: %s", error)
+        raise Busy("there is no room for uploads") from error
     if not isinstance(fields, dict):
         raise invalid("the body is not a JSON object")
     pictures = [fields.pop(name, None) for name in ("image", "image[]", "images")]
@@ -225,9 +230,8 @@ class Work:
             first.cancel()
         if working.done() and not working.cancelled() and (error := working.exception()) is not None:
             raise error
-        return StreamingResponse(
-            self.events(news, working), media_type="text/event-stream", headers=self.headers | {"Cache-Control": "no-store"}
-        )
+        headers = self.headers | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self.events(news, working), media_type="text/event-stream", headers=headers)
 
     async def events(self, news: asyncio.Queue[Progress | Started], working: asyncio.Task[Answer]) -> AsyncIterator[str]:
         working.add_done_callback(lambda _: news.put_nowait(Started([])))

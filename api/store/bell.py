@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from api.store.database import Database
+from api.store.database import GREETING, Database, hang_up_after, patience
 
 log = logging.getLogger(__name__)
 Topic = Literal["tasks", "events"]
@@ -124,9 +124,10 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 class ListenBell(LocalBell):
-    """PostgreSQL's LISTEN and NOTIFY, on a connection of its own."""
+    """PostgreSQL's LISTEN and NOTIFY, on a connection of its own. An idle one is tried now and then, as nothing tells that it is dead."""
 
     poll = 1.0
+    beat = 10.0
 
     def __init__(self, database: Database) -> None:
         super().__init__()
@@ -148,23 +149,34 @@ class ListenBell(LocalBell):
             await asyncio.sleep(1.0)
 
     async def serve(self) -> None:
-        engine = create_async_engine(self.database.url, poolclass=NullPool, hide_parameters=True)
+        engine = create_async_engine(self.database.url, poolclass=NullPool, hide_parameters=True, connect_args=patience(self.database.url))
         try:
             async with engine.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
-                driver.add_termination_listener(lambda _: self.news.set())
-                for topic in TOPICS:
-                    await driver.add_listener(f"store_{topic}", self.hear(topic, driver.get_server_pid()))
-                while not driver.is_closed():
-                    await self.news.wait()
-                    self.news.clear()
-                    topics, self.unsent = self.unsent, set()
-                    for topic in topics:
-                        await driver.execute(f"NOTIFY store_{topic}")
-                raise ConnectionError("the connection was closed")
+                try:
+                    await self.talk(driver)
+                finally:
+                    driver.terminate()  # a server that vanished would not take a leave
+                    await connection.invalidate()
         finally:
             with suppress(Exception):
                 await engine.dispose()
+
+    async def talk(self, driver: Any) -> None:
+        driver.add_termination_listener(lambda _: self.news.set())
+        with hang_up_after(GREETING, driver):
+            for topic in TOPICS:
+                await driver.add_listener(f"store_{topic}", self.hear(topic, driver.get_server_pid()))
+        while not driver.is_closed():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.beat):
+                    await self.news.wait()
+            self.news.clear()
+            topics, self.unsent = self.unsent, set()
+            with hang_up_after(GREETING, driver):
+                for command in [f"NOTIFY store_{topic}" for topic in topics] or [";"]:
+                    await driver.execute(command)
+        raise ConnectionError("the connection was closed")
 
     def hear(self, topic: Topic, own: int) -> Callable[..., None]:
         return lambda connection, sender, *_: None if sender == own else LocalBell.ring(self, topic)

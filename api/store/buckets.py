@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from api.errors import NoSuchBlob
+from api.errors import Busy, NoSuchBlob
 
+log = logging.getLogger(__name__)
 CHUNK = 1 << 18
 
 
 class Bucket(Protocol):
+    """Failures of the storage itself, such as a full disk, raise ``Busy``."""
+
     async def write(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Stores all chunks under ``key``, durably and all or nothing: an error of ``chunks`` leaves nothing."""
         ...
@@ -57,53 +62,58 @@ class Folder:
 
     async def write(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         part = self.root / "parts" / key
-        file = await asyncio.to_thread(create, part)
+        with tell_busy():
+            file = await asyncio.to_thread(create, part)
         try:
-            async for chunk in chunks:
-                await asyncio.to_thread(file.write, chunk)
-            await asyncio.to_thread(publish, file, part, self.path(key))
+            async for chunk in chunks:  # whose errors are their own
+                with tell_busy():
+                    await asyncio.to_thread(file.write, chunk)
+            with tell_busy():
+                await asyncio.to_thread(publish, file, part, self.path(key))
         except BaseException:
-            file.close()
+            with suppress(OSError):
+                file.close()  # which tries once more to write what is left
             part.unlink(missing_ok=True)
             raise
 
     async def read(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
-        try:
+        with tell_busy(key):
             file = await asyncio.to_thread(open, self.path(key), "rb")
-        except FileNotFoundError:
-            raise NoSuchBlob(key) from None
-        try:
-            file.seek(start)
-            while start < stop and (chunk := await asyncio.to_thread(file.read, min(CHUNK, stop - start))):
-                start += len(chunk)
-                yield chunk
-        finally:
-            file.close()
+            try:
+                file.seek(start)
+                while start < stop and (chunk := await asyncio.to_thread(file.read, min(CHUNK, stop - start))):
+                    start += len(chunk)
+                    yield chunk
+            finally:
+                file.close()
 
     async def delete(self, key: str) -> None:
-        await asyncio.to_thread(self.path(key).unlink, missing_ok=True)
+        with tell_busy():
+            await asyncio.to_thread(self.path(key).unlink, missing_ok=True)
 
     async def keys(self, age: float) -> AsyncIterator[list[str]]:
-        await asyncio.to_thread(self.drop_parts, age)
-        folders = await asyncio.to_thread(lambda: sorted(self.root.glob("?/??")))
-        for folder in folders:
-            if found := await asyncio.to_thread(old_names, folder, age):
-                yield found
+        with tell_busy():
+            await asyncio.to_thread(self.drop_parts, age)
+            folders = await asyncio.to_thread(lambda: sorted(self.root.glob("?/??")))
+            for folder in folders:
+                if found := await asyncio.to_thread(old_names, folder, age):
+                    yield found
 
     async def adopt(self, name: str) -> bool:
-        return await asyncio.to_thread(self.mark, name)
+        with tell_busy():
+            return await asyncio.to_thread(self.mark, name)
 
     def mark(self, name: str) -> bool:
         path = self.root / "database"
         self.root.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"database.{os.getpid()}")
-        part.write_text(name)
         try:
+            part.write_text(name)
             os.link(part, path)  # unlike a rename, it fails where another process was first
         except FileExistsError:
             return path.read_text() == name
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
         return True
 
     def drop_parts(self, age: float) -> None:
@@ -113,6 +123,18 @@ class Folder:
 
     def path(self, key: str) -> Path:
         return self.root / key[0] / key[1:3] / key
+
+
+@contextmanager
+def tell_busy(key: str | None = None) -> Iterator[None]:
+    """The disk's failures as ``Busy``; that there is no file for ``key``, where one is read, as ``NoSuchBlob``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise (Busy("the blobs' storage is unavailable") if key is None else NoSuchBlob(key)) from error
+    except OSError as error:
+        log.error("the blobs' storage cannot be used: %s", error)
+        raise Busy("the blobs' storage is unavailable") from error
 
 
 def create(path: Path) -> BinaryIO:

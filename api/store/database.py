@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -23,6 +23,19 @@ T = TypeVar("T")
 Rows = Sequence[Mapping[str, Any]]
 
 WRITES = "store_writes"
+PATIENCE, GREETING = 15.0, 3.0
+"""Seconds that a PostgreSQL server, or the network to it, may keep silent: in the middle of a transaction, and at its beginning."""
+UNFIT = ("08", "25006", "25P03", "53", "55P03", "57P", "58")
+"""How the SQLSTATEs begin of a server that cannot work now: connection lost, only a standby, our silence or a lock took too long, no room,
+going or coming, its disk fails."""
+SESSION = {
+    # What a host that vanished had begun must not keep the others' locks: nobody tells the server that it has gone.
+    "idle_in_transaction_session_timeout": 5000,
+    "lock_timeout": 10_000,
+    "tcp_keepalives_idle": 10,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 3,
+}
 ORDER_LOCK = 0x5747_0001
 """Key of the PostgreSQL advisory lock that puts commits of events into the order of their ids."""
 
@@ -56,7 +69,7 @@ class Database:
         with tell_busy():
             async with self.turn or nullcontext(), transaction(self.writer) as opened:
                 yield opened
-                await whole(opened.connection.commit())
+                await opened.heard(opened.connection.commit())
 
     async def order(self, connection: Transaction) -> None:
         """From here to the commit this writer is alone among those who call it.
@@ -78,34 +91,54 @@ class Transaction:
     lock until it is collected.
     """
 
-    def __init__(self, connection: AsyncConnection) -> None:
-        self.connection = connection
+    def __init__(self, connection: AsyncConnection, driver: Any) -> None:
+        self.connection, self.driver = connection, driver
+
+    async def heard(self, work: Awaitable[T]) -> T:
+        """The result of ``work``, to its end. A server that vanished ends no connection: then we do, and the work fails as if it had."""
+        with hang_up_after(PATIENCE, self.driver):
+            return await whole(work)
 
     async def execute(
         self, statement: sa.Executable, values: Sequence[Mapping[str, Any]] | None = None
     ) -> sa.CursorResult[*tuple[Any, ...]]:
-        return await whole(self.connection.execute(statement, values))
+        return await self.heard(self.connection.execute(statement, values))
 
     async def scalar(self, statement: sa.Executable) -> Any:
-        return await whole(self.connection.scalar(statement))
+        return await self.heard(self.connection.scalar(statement))
 
     async def scalars(self, statement: sa.Executable) -> Sequence[Any]:
-        return (await whole(self.connection.scalars(statement))).all()
+        return (await self.heard(self.connection.scalars(statement))).all()
 
     async def run_sync(self, function: Callable[[sa.Connection], T]) -> T:
+        """For migrations, which take as long as they take."""
         return await whole(self.connection.run_sync(function))
 
 
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[Transaction]:
     """Begins with the first statement; whatever is not committed at the end is rolled back."""
-    connection = engine.connect()
+    connection, driver = engine.connect(), None
     try:
         await whole(connection.start())
-        yield Transaction(connection)
+        driver = (await connection.get_raw_connection()).driver_connection
+        yield Transaction(connection, driver)
     finally:
         if connection.sync_connection is not None:
-            await whole(connection.close())
+            with hang_up_after(PATIENCE, driver):
+                await whole(connection.close())
+
+
+@contextmanager
+def hang_up_after(seconds: float, driver: Any) -> Iterator[None]:
+    """Ends a connection to PostgreSQL unless the block ends within so many seconds; a file needs no such thing."""
+    terminate = getattr(driver, "terminate", None)
+    timer = asyncio.get_running_loop().call_later(seconds, terminate) if terminate else None
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 async def whole(work: Awaitable[T]) -> T:
@@ -142,12 +175,43 @@ def parse_url(url: str | None, data_dir: Path) -> sa.URL:
 def create_engine(url: sa.URL) -> AsyncEngine:
     dumps = partial(json.dumps, allow_nan=False, separators=(",", ":"))
     if url.get_backend_name() != "sqlite":
-        return create_async_engine(url, json_serializer=dumps, hide_parameters=True, pool_size=8, max_overflow=8, pool_pre_ping=True)
+        known = url.drivername == "postgresql+asyncpg"
+        sizes = {"pool_size": 8, "max_overflow": 8, "pool_timeout": PATIENCE, "pool_pre_ping": not known, "connect_args": patience(url)}
+        engine = create_async_engine(url, json_serializer=dumps, hide_parameters=True, **sizes)
+        if known:
+            sa.event.listen(engine.sync_engine, "connect", prepare_postgresql)
+            sa.event.listen(engine.sync_engine, "checkout", greet)
+        return engine
     arguments = {"timeout": 30}  # seconds that a writer waits for those of other processes
     engine = create_async_engine(url, json_serializer=dumps, hide_parameters=True, pool_size=4, max_overflow=4, connect_args=arguments)
     sa.event.listen(engine.sync_engine, "connect", prepare_sqlite)
     sa.event.listen(engine.sync_engine, "begin", begin_sqlite)
     return engine
+
+
+def patience(url: sa.URL) -> dict[str, Any]:
+    """What asyncpg is to be told; others may not know it."""
+    return {"timeout": GREETING} if url.drivername == "postgresql+asyncpg" else {}
+
+
+def prepare_postgresql(connection: Any, record: Any) -> None:
+    with hang_up_after(GREETING, connection.driver_connection):
+        cursor = connection.cursor()
+        cursor.execute("SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in SESSION.items()))
+        cursor.close()
+        connection.commit()
+    record.info["fresh"] = True
+
+
+def greet(connection: Any, record: Any, proxy: object) -> None:
+    """Asks a pooled connection whether it is still there, as the library's own "pre-ping" does; but not for ever."""
+    if record.info.pop("fresh", False):
+        return
+    try:
+        with hang_up_after(GREETING, connection.driver_connection):
+            connection.ping()
+    except Exception as error:
+        raise InvalidatePoolError() from error
 
 
 def prepare_sqlite(connection: Any, record: object) -> None:
@@ -172,7 +236,8 @@ def tell_busy() -> Iterator[None]:
         log.error("the database cannot be used: %s", error)
         raise Busy("the database is unavailable") from error
     except DBAPIError as error:
-        if not error.connection_invalidated:
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if not error.connection_invalidated and not state.startswith(UNFIT):
             raise
-        log.error("the connection to the database is lost: %s", error)
+        log.error("the database cannot be used: %s", error)
         raise Busy("the database is unavailable") from error

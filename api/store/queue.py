@@ -106,29 +106,27 @@ class Queue:
             await asyncio.gather(working, watching, return_exceptions=True)
 
     async def watch(self, claim: Claim) -> None:
-        """Renews the lease until it is lost; then raises ``LeaseLost`` with what happened."""
+        """Renews the lease until it is lost; then raises ``LeaseLost`` with what happened.
+
+        An unreachable database is no reason to stop before the lease is over.
+        """
         clock = asyncio.get_running_loop().time
         renewed = clock()
-        async with self.events.follow(claim.task.id, claim.task.events) as stream:
-            while True:
-                due = renewed + claim.lease / 3
-                for event in await stream.take(max(0.0, due - clock())):
-                    if event.kind != "progress":
-                        raise LeaseLost(str(event.data.get("reason") or f"the task is {event.kind}"))
-                if clock() >= due:
-                    renewed = await self.try_renew(claim, renewed)
-
-    async def try_renew(self, claim: Claim, renewed: float) -> float:
-        """An unreachable database is no reason to stop before the lease is over."""
-        begun = asyncio.get_running_loop().time()
-        try:
-            await self.renew(claim)
-        except Busy:
-            if begun - renewed > claim.lease:
-                raise LeaseLost("the database could not be reached to renew the lease") from None
-            await asyncio.sleep(min(1.0, claim.lease / 10))
-            return renewed
-        return begun
+        while True:
+            try:
+                async with self.events.follow(claim.task.id, claim.task.events) as stream:
+                    while True:
+                        due = renewed + claim.lease / 3
+                        for event in await stream.take(max(0.0, due - clock())):
+                            if event.kind != "progress":
+                                raise LeaseLost(str(event.data.get("reason") or f"the task is {event.kind}"))
+                        if (begun := clock()) >= due:
+                            await self.renew(claim)
+                            renewed = begun
+            except Busy:
+                if clock() - renewed > claim.lease:
+                    raise LeaseLost("the database could not be reached to renew the lease") from None
+                await asyncio.sleep(min(1.0, claim.lease / 10))
 
     async def begin(self, worker: str, lease: float) -> Claim | None:
         async with self.database.write() as connection:

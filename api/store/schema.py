@@ -38,9 +38,15 @@ async def migrate(database: Database) -> None:
 async def migrate_locked(database: Database) -> None:
     async with database.write() as connection:
         if not database.sqlite:
-            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATE_LOCK)))
+            await connection.run_sync(wait_for_turn)
         if await connection.run_sync(read_revision) != HEAD:
             await connection.run_sync(upgrade)
+
+
+def wait_for_turn(connection: sa.Connection) -> None:
+    """However long another process migrates."""
+    connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATE_LOCK)))
 
 
 @asynccontextmanager
