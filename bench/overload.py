@@ -27,7 +27,7 @@ from bench.crowd import WAIT, Group
 from bench.fitting import fit
 from tests.serving import ROOT, Running, serve
 
-LEAD = 1.0  # seconds before counting begins
+LEAD = 1.0  # seconds before counting begins, at most
 CROWD, CONNECTIONS = 64, 8  # clients of the overload, and the most of each one's connections
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -61,13 +61,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=0, help="web workers of gunicorn; 0: python main.py")
     parser.add_argument("--greedy", type=int, default=50, help="connections of the greedy client")
     parser.add_argument("--polite", type=int, default=9, help="polite clients")
+    parser.add_argument("--no-greed", dest="greed", action="store_false", help="leave the greedy client out")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args(argv)
     machine = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{options.model}, {time.strftime('%Y-%m-%d %H:%M')}, {machine}, seed {options.seed}\n", flush=True)
     best, faults = overload(options)
-    faults += greed(options, best, {}, "no limits")
-    faults += greed(options, best, {"block": {"enabled": True}}, "[server.limit.block] on")
+    if options.greed:
+        faults += greed(options, best, {}, "no limits")
+        faults += greed(options, best, {"block": {"enabled": True}}, "[server.limit.block] on")
     for fault, count in faults.items():
         print(f"{count} × {fault}: only 200, and 429 and 503 with Retry-After, are answers of a busy server")
     return int(bool(faults))
@@ -81,7 +83,7 @@ def overload(options: argparse.Namespace) -> tuple[float, Counter[str]]:
     print("|---|---|---|---|---|---|---|---|---|---|")
     lows, lates = [], []
     with served(options, limit) as server:
-        press(server, [group(options, "warm", clients=size)], 1.0, options.seed)
+        press(server, [group(options, "warm", clients=size)], LEAD, options.seed)
         for turn in range(options.rounds):
             for clients in (size, size + size // 2):
                 (found,), cores = press(server, [group(options, "steady", clients=clients)], options.seconds, options.seed)
@@ -106,7 +108,7 @@ def greed(options: argparse.Namespace, best: float, limit: Mapping[str, Any], na
     polite = group(options, "polite", 1000, clients=options.polite, connections=CONNECTIONS, rate=share * options.polite)
     print(f"\n{name}: one client asks over {options.greedy} connections, {options.polite} for {share:.1f} pictures a second each\n")
     with served(options, limit) as server:
-        press(server, [greedy, polite], 1.0, options.seed)
+        press(server, [greedy, polite], LEAD, options.seed)
         (alone,), _ = press(server, [polite], options.seconds, options.seed)
         (taken, left), _ = press(server, [greedy, polite], options.seconds, options.seed)
     fair = (taken.served + left.served) / (options.polite + 1)
@@ -140,7 +142,8 @@ def served(options: argparse.Namespace, limit: Mapping[str, Any]) -> Iterator[Ru
 
 def press(server: Running, groups: Sequence[Group], seconds: float, seed: int) -> tuple[list[Found], str]:
     """What each group met, and how many cores web workers, engines and clients kept busy."""
-    asked = {"port": int(server.url.rpartition(":")[2]), "groups": [asdict(one) for one in groups], "lead": LEAD, "seconds": seconds}
+    lead, port = min(LEAD, seconds), int(server.url.rpartition(":")[2])
+    asked = {"port": port, "groups": [asdict(one) for one in groups], "lead": lead, "seconds": seconds}
     before, begun = cpu(server), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "bench.crowd"],
@@ -148,7 +151,7 @@ def press(server: Running, groups: Sequence[Group], seconds: float, seed: int) -
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=seconds + LEAD + 2 * WAIT,
+        timeout=seconds + lead + 2 * WAIT,
     )
     if done.returncode:
         raise SystemExit(done.stderr + server.log.read_text()[-2000:])
