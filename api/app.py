@@ -41,6 +41,7 @@ from api.routes import (
     tokens,
     ui,
 )
+from api.routes.shortcut import Shortcut
 from api.schemas.openai import envelope, envelope_faults, is_openai
 from api.server import Server
 from api.shedding import Shed
@@ -95,6 +96,7 @@ def create_app(config: Config, environment: Environment | None = None) -> FastAP
     app.add_exception_handler(ServerError, tell_error)
     app.add_exception_handler(RequestValidationError, tell_invalid)
     app.add_exception_handler(HTTPException, tell_other)
+    app.add_middleware(Shortcut, tell=tell_error)
     app.add_middleware(BodyLimit, limit=config.server.http.max_body)
     app.add_middleware(Shed)
     if config.server.http.cors.enabled:
