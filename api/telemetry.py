@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import bisect
 import json
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from api.errors import Busy
+
+log = logging.getLogger(__name__)
 PERIOD = 0.5
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -87,7 +92,7 @@ class Telemetry:
         if self.thread is not None:
             self.thread.join()
         self.flush()
-        with connect(self.folder) as base:
+        with suppress(sqlite3.OperationalError), connect(self.folder) as base:
             base.execute("DELETE FROM processes WHERE pid = ?", (os.getpid(),))
 
     def flush(self) -> None:
@@ -106,10 +111,14 @@ class Telemetry:
                 self.add(key, value)
 
     def expose(self, ready: Mapping[str, bool] | None = None) -> bytes:
-        """All processes' numbers in Prometheus' text format, and which models are ``ready`` as this process sees it."""
+        """All processes' numbers in Prometheus' text format, and which models are ``ready`` as this process sees it. Raises ``Busy``."""
         self.flush()
         registry = CollectorRegistry()
-        registry.register(Totals(self.folder, ready or {}))
+        try:
+            registry.register(Totals(self.folder, ready or {}))
+        except sqlite3.OperationalError as error:
+            log.error("the numbers cannot be read: %s", error)
+            raise Busy("the numbers cannot be read") from error
         return generate_latest(registry)
 
 
