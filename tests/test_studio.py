@@ -17,17 +17,11 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.browser import GANS, PATIENCE, browser, context, fetch, needs_chromium, pixels
+from tests.browser import GANS, PATIENCE, context, fetch, needs_chromium, pixels
 from tests.serving import Running, serve, write_config
 
 pytestmark = needs_chromium
 expect.set_options(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import GANS, PATIENCE, browser, context, needs_chromium
+from tests.browser import GANS, PATIENCE, context, needs_chromium
 from tests.serving import ROOT, Running, serve, write_config
 from tests.tiny_pipelines import save
 
@@ -35,12 +35,6 @@ PAGES = {
     "library": ("#/library", "Library"),
 }
 """Each page's address, and something that is there once it is complete."""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

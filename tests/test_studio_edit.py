@@ -15,26 +15,16 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, WebSocketRoute, expect
 
-from tests.browser import PATIENCE, browser, context, needs_chromium, pixels
-from tests.serving import ROOT, Running, serve, write_config
+from tests.browser import GANS, PATIENCE, context, needs_chromium, pixels
+from tests.serving import Running, serve, write_config
 
 pytestmark = needs_chromium
 expect.set_options(timeout=PATIENCE)
-MODELS = {
-    name: {"file": str(ROOT / "default" / "models" / f"{name}.safetensors"), "name": name.title(), "warmup": False}
-    for name in ("glyphs", "faces")
-}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    config = write_config(tmp_path_factory.mktemp("edit"), MODELS, server={"engine": {"threads": 1}})
+    config = write_config(tmp_path_factory.mktemp("edit"), GANS, server={"engine": {"threads": 1}})
     with serve(config) as running:
         yield running
 

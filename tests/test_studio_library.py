@@ -18,30 +18,20 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser import PATIENCE, browser, context, needs_chromium, pixels
-from tests.serving import ROOT, Running, serve, write_config
+from tests.browser import GANS, PATIENCE, context, needs_chromium, pixels
+from tests.serving import Running, serve, write_config
 from tests.tiny_pipelines import save
 
 pytestmark = needs_chromium
 expect.set_options(timeout=PATIENCE)
-MODELS = {
-    name: {"file": str(ROOT / "default" / "models" / f"{name}.safetensors"), "name": name.title(), "warmup": False}
-    for name in ("glyphs", "faces")
-}
 MANY = 10_000
 PNG = {"Accept": "image/png"}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
     """With four faces of the seeds 10 to 13, of which the last is the newest."""
-    config = write_config(tmp_path, MODELS, server={"engine": {"threads": 1}}, store={"history": True})
+    config = write_config(tmp_path, GANS, server={"engine": {"threads": 1}}, store={"history": True})
     with serve(config) as running:
         for seed in range(10, 14):
             assert running.client.post("/faces/generate", params={"seed": seed, "psi": 0.7}).status_code == 200
@@ -51,7 +41,7 @@ def server(tmp_path: Path) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Without a history, so that looking at what is to be seen makes no pictures of the other server."""
-    config = write_config(tmp_path_factory.mktemp("plain"), MODELS, server={"engine": {"threads": 1}})
+    config = write_config(tmp_path_factory.mktemp("plain"), GANS, server={"engine": {"threads": 1}})
     with serve(config) as running:
         yield running
 
@@ -284,7 +274,7 @@ def text(array: Any) -> str:
 
 
 def test_without_a_history_it_tells_how_to_have_one(chromium: Browser, tmp_path: Path) -> None:
-    config = write_config(tmp_path, {"glyphs": MODELS["glyphs"]}, server={"engine": {"threads": 1}})
+    config = write_config(tmp_path, {"glyphs": GANS["glyphs"]}, server={"engine": {"threads": 1}})
     with serve(config) as running, context(chromium, running.url) as opened:
         page = opened.new_page()
         page.goto("#/library")

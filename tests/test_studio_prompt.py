@@ -15,7 +15,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser import PATIENCE, browser, context, needs_chromium, pixels
+from tests.browser import PATIENCE, context, needs_chromium, pixels
 from tests.serving import Running, free_port, serve, write_config
 from tests.tiny_pipelines import save
 
@@ -30,12 +30,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     models = {"words": {"file": str(save("sd", folder)), "name": "Words", "warmup": False}}
     with serve(write_config(folder, models, server={"engine": {"threads": 1}})) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture

@@ -16,18 +16,12 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import GANS, PATIENCE, browser, context, fetch, needs_chromium, pixels
+from tests.browser import GANS, PATIENCE, context, fetch, needs_chromium, pixels
 from tests.serving import ROOT, Running, free_port, serve, write_config
 
 expect.set_options(timeout=PATIENCE)
 FACES = {"faces": GANS["faces"]}
 ENGINE = {"engine": {"threads": 1}}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

@@ -17,23 +17,18 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image, ImageSequence
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser import PATIENCE, browser, context, needs_chromium, pixels
-from tests.serving import ROOT, Running, serve, write_config
+from tests.browser import GANS, PATIENCE, context, needs_chromium, pixels
+from tests.serving import Running, serve, write_config
 
 pytestmark = needs_chromium
 expect.set_options(timeout=PATIENCE)
-MODELS = {"faces": {"file": str(ROOT / "default" / "models" / "faces.safetensors"), "name": "Faces", "warmup": False}}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    config = write_config(tmp_path_factory.mktemp("walk"), MODELS, server={"engine": {"threads": 1}}, store={"history": True})
+    config = write_config(
+        tmp_path_factory.mktemp("walk"), {"faces": GANS["faces"]}, server={"engine": {"threads": 1}}, store={"history": True}
+    )
     with serve(config) as running:
         yield running
 
