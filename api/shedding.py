@@ -30,20 +30,27 @@ class Shed:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         limits, target = scope["state"]["server"].limits, (scope["method"], scope["path"])
-        if (full := limits.full()) is not None and target in self.known and not is_conditional(scope):
+        known = target in self.known and not is_conditional(scope)
+        if known and (full := limits.full()) is not None:
             scope["route"], body = self.known[target]
             scope["state"]["server"].telemetry.count("refusals", error=Busy.code)
             return await refuse(send, body, full.retry_after)
-        refused = False
+        status, refused = 0, False
 
         async def watch(message: Message) -> None:
-            nonlocal refused
-            if message["type"] == "http.response.start" and message["status"] == Busy.status:
-                # Only the limits tell of themselves; a 503 for another reason says nothing of the path.
-                refused = any(name.lower() == b"ratelimit" for name, _ in message["headers"])
+            nonlocal status, refused
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status == Busy.status:
+                    # Only the limits tell of themselves; a 503 for another reason says nothing of the path.
+                    refused = any(name.lower() == b"ratelimit" for name, _ in message["headers"])
             await send(message)
 
-        await self.app(scope, receive, watch)
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            if known and status != 429 and not (200 <= status < 300 or refused):
+                limits.make_room()  # it was not let in, and leaves no place
         if refused and target not in self.known and len(self.known) < MOST:
             self.known[target] = scope.get("route"), write_body(scope["path"])
 

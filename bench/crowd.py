@@ -19,6 +19,8 @@ from typing import Any
 
 import uvloop
 
+IDLE = 3.0
+"""Seconds after which a connection is not used again: the server closes idle ones after five."""
 WAIT = 30.0
 """Seconds after the end in which what is on its way may be answered."""
 
@@ -63,6 +65,14 @@ class Line(asyncio.Protocol):
         self.status = 0
         self.retry: float | None = None
         self.told: Callable[[str, float | None], None] | None = None
+        self.rested = 0.0
+
+    def fresh(self) -> bool:
+        """Whether it can be used again; if not, it is closed."""
+        if self.transport is not None and time.perf_counter() > self.rested + IDLE:
+            self.transport.close()
+            self.transport = None
+        return self.transport is not None
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -176,6 +186,9 @@ class Press:
                 await asyncio.sleep(rest)
             n = self.chance.randrange(group.clients)
             tally = self.tallies.setdefault(group.first + n, Tally())
+            while idle[n] and not idle[n][-1].fresh():
+                idle[n].pop()
+                made[n] -= 1
             if idle[n]:
                 self.send(group, tally, idle[n].pop(), idle[n], due)
             elif made[n] < group.connections:
@@ -191,9 +204,9 @@ class Press:
         self.send(group, tally, await self.dial(number), idle, due)
 
     def send(self, group: Group, tally: Tally, line: Line, idle: list[Line], due: float) -> None:
-        def back(alive: bool, _: float | None) -> None:
-            if alive:
-                idle.append(line)
+        def back(_: bool, __: float | None) -> None:
+            line.rested = time.perf_counter()
+            idle.append(line)  # a dead one is seen to be so when its turn comes
 
         self.ask(group, tally, line, due, back)
 

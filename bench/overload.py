@@ -105,7 +105,7 @@ def greed(options: argparse.Namespace, best: float, limit: Mapping[str, Any], na
     """A greedy client beside polite ones."""
     share = best / (options.polite + 1)
     greedy = group(options, "greedy", clients=1, connections=options.greedy, patient=False)
-    polite = group(options, "polite", 1000, clients=options.polite, connections=CONNECTIONS, rate=share * options.polite)
+    polite = group(options, "polite", 1000, clients=options.polite, connections=4 * CONNECTIONS, rate=share * options.polite)
     print(f"\n{name}: one client asks over {options.greedy} connections, {options.polite} for {share:.1f} pictures a second each\n")
     with served(options, limit) as server:
         press(server, [greedy, polite], LEAD, options.seed)

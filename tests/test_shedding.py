@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -20,46 +19,87 @@ from tests.checkpoints import tiny_precure
 from tests.serving import write_config
 
 
-def test_a_full_queue_is_believed_until_half_of_it_has_left(tmp_path: Path) -> None:
-    async def run() -> None:
-        conf = LimitConf(concurrency=ConcurrencyConf(enabled=True, max_concurrency=1, max_queue=4))
-        limits = await Limits.open(conf, tmp_path)
-        over = [asyncio.Event() for _ in range(5)]
+async def fill(limits: Limits, count: int, group: asyncio.TaskGroup) -> list[tuple[asyncio.Event, asyncio.Task[None]]]:
+    """Requests that hold a place until their event is set."""
 
-        async def hold(event: asyncio.Event) -> None:
+    async def hold(event: asyncio.Event) -> None:
+        async with limits.admit(None):
+            await event.wait()
+
+    events = [asyncio.Event() for _ in range(count)]
+    found = [(event, group.create_task(hold(event))) for event in events]
+    while len(limits.waiters) < count or len(limits.waiting) < count - 1:
+        await asyncio.sleep(0.01)
+    return found
+
+
+def conf(line: int) -> LimitConf:
+    return LimitConf(concurrency=ConcurrencyConf(enabled=True, max_concurrency=1, max_queue=line))
+
+
+async def refuse(limits: Limits) -> None:
+    with pytest.raises(Busy):
+        await limits.admit(None).__aenter__()
+    if limits.crowd is not None:
+        limits.crowd.probe += 600
+
+
+def test_as_many_may_ask_as_have_left(tmp_path: Path) -> None:
+    async def run() -> None:
+        limits = await Limits.open(conf(4), tmp_path)
+        async with asyncio.TaskGroup() as group:
+            held = await fill(limits, 5, group)
+            assert limits.full() is None
+            await refuse(limits)
+            assert limits.full() is not None
+            for event, task in held[:2]:
+                event.set()
+                await task
+            assert [limits.full() is None for _ in range(3)] == [True, True, False]
+            held += await fill_again(limits, group)
+            assert limits.full() is not None, "somebody waits"
+            for event, task in held[2:]:
+                event.set()
+                await task
+            limits.full()
+            (last,) = await fill_again(limits, group)
+            assert [limits.full() for _ in range(9)] == [None] * 9, "nobody waits"
+            for event, _ in (*held, last):
+                event.set()
+        await limits.close()
+
+    async def fill_again(limits: Limits, group: asyncio.TaskGroup) -> list[tuple[asyncio.Event, asyncio.Task[None]]]:
+        known = set(limits.waiters)
+        event, admitted = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
             async with limits.admit(None):
+                admitted.set()
                 await event.wait()
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(hold(event)) for event in over]
-            while len(limits.waiters) < 5:
-                await asyncio.sleep(0.01)
-            assert limits.full() is None
-            with pytest.raises(Busy) as refused:
-                await limits.admit(None).__aenter__()
-            limits.lately.until += 60  # type: ignore[union-attr]
-            full = limits.full()
-            assert full is not None
-            assert full.retry_after == refused.value.retry_after
-            for place, event in enumerate(over):
-                assert (limits.full() is None) == (place >= 2)
-                event.set()
-                await tasks[place]
-        await limits.close()
+        task = group.create_task(hold())
+        while set(limits.waiters) <= known or not (admitted.is_set() or limits.waiting):
+            await asyncio.sleep(0.01)
+        return [(event, task)]
 
     asyncio.run(run())
 
 
-def test_a_full_queue_is_not_believed_for_long(tmp_path: Path) -> None:
+def test_now_and_then_one_may_ask_anyway(tmp_path: Path) -> None:
+    """Another process may have made room."""
+
     async def run() -> None:
-        conf = LimitConf(concurrency=ConcurrencyConf(enabled=True, max_concurrency=1, max_queue=2))
-        limits = await Limits.open(conf, tmp_path)
-        limits.note_full(Busy())
-        assert limits.full() is not None
-        end = time.monotonic() + 10
-        while limits.full() is not None:
-            assert time.monotonic() < end
-            await asyncio.sleep(0.01)
+        limits = await Limits.open(conf(2), tmp_path)
+        async with asyncio.TaskGroup() as group:
+            held = await fill(limits, 3, group)
+            await refuse(limits)
+            assert limits.full() is not None
+            assert limits.crowd is not None
+            limits.crowd.probe = 0.0
+            assert limits.full() is None
+            assert limits.full() is not None
+            for event, _ in held:
+                event.set()
         await limits.close()
 
     asyncio.run(run())
@@ -69,10 +109,9 @@ def test_without_a_queue_every_request_asks(tmp_path: Path) -> None:
     """A place that another process gives back is free at once."""
 
     async def run() -> None:
-        limits = await Limits.open(LimitConf(concurrency=ConcurrencyConf(enabled=True, max_concurrency=1, max_queue=0)), tmp_path)
+        limits = await Limits.open(conf(0), tmp_path)
         async with limits.admit(None):
-            with pytest.raises(Busy):
-                await limits.admit(None).__aenter__()
+            await refuse(limits)
             assert limits.full() is None
         await limits.close()
 
@@ -81,7 +120,7 @@ def test_without_a_queue_every_request_asks(tmp_path: Path) -> None:
 
 def test_refusals_in_a_hurry_say_the_same(tmp_path: Path) -> None:
     tiny_precure(tmp_path / "plain.safetensors", levels=3)
-    limit = {"concurrency": {"enabled": True, "max_concurrency": 1, "max_queue": 2}}
+    limit = {"concurrency": {"enabled": True, "max_concurrency": 1, "max_queue": 4}}
     models = {"plain": {"file": "plain.safetensors", "relative": True}}
     app = create_app(load_config(write_config(tmp_path, models, {"limit": limit, "engine": {"linger": 0.2}})))
 
@@ -105,21 +144,12 @@ async def check(client: httpx.AsyncClient, limits: Limits) -> None:
         functools.partial(client.post, "/v1/images/generations", json={"prompt": "x", "model": "plain"}),
         functools.partial(client.get, "/plain/image?seed=1"),
     )
-    over = asyncio.Event()
-
-    async def hold() -> None:
-        async with limits.admit("192.0.2.1"):
-            await over.wait()
-
     async with asyncio.TaskGroup() as group:
-        for _ in range(3):
-            group.create_task(hold())
-        while len(limits.waiters) < 3:
-            await asyncio.sleep(0.01)
+        held = await fill(limits, 5, group)
         told = [await ask() for ask in asking]
         assert [(answer.status_code, "ratelimit" in answer.headers) for answer in told] == [(503, True)] * 3
-        assert limits.lately is not None
-        limits.lately.until += 600
+        assert limits.crowd is not None
+        limits.crowd.probe += 600
         hurried = [await ask() for ask in asking]
         assert [(answer.status_code, "ratelimit" in answer.headers) for answer in hurried] == [(503, False)] * 3
         assert [answer.json() for answer in hurried] == [answer.json() for answer in told]
@@ -127,10 +157,12 @@ async def check(client: httpx.AsyncClient, limits: Limits) -> None:
         assert all(answer.headers["x-request-id"] for answer in hurried)
         assert (await client.get("/plain/image?seed=1", headers={"If-None-Match": etag})).status_code == 304
         assert (await client.get("/readyz")).status_code == 200
-        limits.lately = None
-        assert "ratelimit" in (await asking[0]()).headers, "the limits are asked again"
-        limits.lately = None
-        over.set()
+        limits.crowd.free = 1
+        for _ in range(3):
+            assert (await client.post("/plain/generate?psi=9")).status_code == 422, "who is not let in leaves the chance to others"
+        assert "ratelimit" in (await asking[0]()).headers, "the limits are asked"
+        for event, _ in held:
+            event.set()
     assert [(await ask()).status_code for ask in asking] == [200] * 3
     lines = (await client.get("/metrics")).text.splitlines()
     refused = [line for line in lines if line.startswith("stylegan_requests_total") and 'status="503"' in line]

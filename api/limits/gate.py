@@ -20,7 +20,7 @@ from api.limits.local import LocalStore
 
 LIVENESS = 0.5  # seconds: the places of the dead are free within one, however rarely the TOML wants us to look
 SMOOTHING = 0.1
-LONGEST_FULL = 0.05  # seconds that a full queue is believed to be full
+PROBE = 0.05  # seconds after which it is asked again whether a full queue is still full
 
 
 class Waiter:
@@ -39,11 +39,11 @@ class Waiter:
 
 @dataclass(slots=True)
 class Full:
-    """The queue was full: nobody need ask before ``until``, or before ``leaving`` of this process's own requests have left."""
+    """The queue was full, and is taken to be so: as many requests may ask for a place as have left one, and one now and then."""
 
-    until: float
-    leaving: int
-    retry_after: float
+    probe: float
+    free: int = 0
+    retry_after: float = 1.0
 
 
 class Limits:
@@ -62,7 +62,7 @@ class Limits:
         self.rung = asyncio.Event()
         self.watching: asyncio.Task[None] | None = None
         self.held = 1.0  # seconds that requests were at work lately
-        self.lately: Full | None = None
+        self.crowd: Full | None = None
 
     @classmethod
     async def open(cls, conf: LimitConf, tmp_dir: Path, redis: str | None = None) -> Self:
@@ -104,9 +104,9 @@ class Limits:
             if place.state in (State.OVER_RATE, State.OVER_QUEUE):
                 leave = False
                 refusal = self.refusal(place.state, place)
-                if place.state is State.OVER_QUEUE:
-                    self.note_full(refusal)
+                self.note(place, refusal)
                 raise refusal
+            self.note(place)
             await self.wait(token, place)
             admission, begun = Admission(self.conf, place), time.monotonic()
             refund = False
@@ -117,23 +117,36 @@ class Limits:
                 self.held += SMOOTHING * (time.monotonic() - begun - self.held)
         finally:
             del self.waiters[token]
-            if self.lately is not None:
-                self.lately.leaving -= leave
             if leave:
                 with suppress(Busy):  # logged and tried again by the store; the request itself is done
                     await store.leave(token, refund=refund)
+                self.make_room()
 
     def full(self) -> Full | None:
-        """Whether asking is in vain: the queue was full, and less than half of it can have been worked off since."""
-        if self.lately is not None and (self.lately.leaving <= 0 or time.monotonic() >= self.lately.until):
-            self.lately = None
-        return self.lately
+        """Whether it is in vain to ask for a place. If not, the caller is taken to ask for one; ``make_room`` if it does not."""
+        if self.crowd is None:
+            return None
+        if time.monotonic() >= self.crowd.probe:
+            self.crowd.probe = time.monotonic() + PROBE
+            self.crowd.free += 1
+        if self.crowd.free <= 0:
+            return self.crowd
+        self.crowd.free -= 1
+        return None
 
-    def note_full(self, refusal: ServerError) -> None:
-        conf = self.conf.concurrency
-        half = conf.max_queue // 2
-        seconds = min(LONGEST_FULL, self.held * half / conf.max_concurrency)
-        self.lately = Full(time.monotonic() + seconds, half, refusal.retry_after or 1.0)
+    def make_room(self) -> None:
+        if self.crowd is not None:
+            self.crowd.free += 1
+
+    def note(self, place: Place, refusal: ServerError | None = None) -> None:
+        """What a place tells of the queue. A very short one is always asked: it may be empty before this process hears of it."""
+        if refusal is None:
+            if place.state is State.WORKING:  # nobody waits
+                self.crowd = None
+        elif place.state is not State.OVER_QUEUE:
+            self.make_room()
+        elif self.conf.concurrency.max_queue > 1:
+            self.crowd = Full(time.monotonic() + PROBE, 0, refusal.retry_after or 1.0)
 
     async def wait(self, token: int, place: Place) -> None:
         """Until the request may work. Raises ``Blocked`` or ``Busy`` when its time is over."""
