@@ -8,7 +8,7 @@ import functools
 import importlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -20,13 +20,14 @@ from api.engine.client import Watch
 from api.engine.codec import Encoding
 from api.engine.transport import Transport, build_transports
 from api.engine.wire import Picture
-from api.errors import BadInput, Blocked, Busy, Cancelled, ConfigError, NoAddress, NoSuchModel, NotFound, RateLimited, ServerError
+from api.errors import BadInput, Blocked, Busy, Cancelled, ConfigError, NoAddress, NoSuchModel, NotFound, RateLimited
 from api.history.origin import Entry, Origin, entry_of
 from api.limits import Limits
 from api.models.base import Info
 from api.models.jobs import Diffuse, Generate, Job
 from api.telemetry import Telemetry
 from api.tracing import Tracing, open_tracing
+from api.waiting import few_at_a_time, until_gone
 
 if TYPE_CHECKING:  # it brings SQLAlchemy along, which a server that keeps nothing need not load
     from api.history.recorder import Recorder
@@ -36,8 +37,6 @@ if TYPE_CHECKING:  # it brings SQLAlchemy along, which a server that keeps nothi
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 EXAMPLE_SEED = 1
-TOGETHER = 32
-"""Pictures of one request that an engine holds at once: two large batches, so that one forms while the other is computed."""
 EVERYBODY = "everybody"
 """The owner where nobody is asked who they are."""
 ATTEMPTS = 10
@@ -291,39 +290,3 @@ async def open_store(config: Config) -> Store:
     bucket = await asyncio.to_thread(buckets.open_bucket, config.blobs.url, config.blobs.options, config.server.data_dir)
     store: Store = await module.Store.open(config.server.data_dir, config.store.url, bucket=bucket, bell=bell, options=options)
     return store
-
-
-async def few_at_a_time(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """The calls' results in their order; no more of them run together than leave room in the engines' queues. If one fails, all end."""
-    room = asyncio.Semaphore(TOGETHER)
-
-    async def run(call: Callable[[], Awaitable[T]]) -> T:
-        async with room:
-            return await call()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run(call)) for call in calls]
-    except* ServerError as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-async def until_gone(gone: Callable[[], Awaitable[None]], work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``; raises ``Cancelled``, and cancels it, once ``gone`` returns."""
-    leaving = asyncio.ensure_future(gone())
-    await asyncio.sleep(0)
-    if leaving.done():
-        work.close()  # who has left already is not worked for at all
-        raise Cancelled()
-    working = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Cancelled()
-        return working.result()
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)

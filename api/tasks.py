@@ -25,7 +25,8 @@ from api.models.jobs import Job, Pixels, Project
 from api.schemas.tasks import read_task
 from api.schemas.walks import Walk
 from api.schemas.work import Work
-from api.server import Server, Watching, few_at_a_time
+from api.server import Server, Watching
+from api.waiting import few_at_a_time
 
 if TYPE_CHECKING:
     from api.history.recorder import Prepared

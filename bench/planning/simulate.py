@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from api.server import TOGETHER
+from api.waiting import TOGETHER
 from bench.planning.arrivals import Trace
 from bench.planning.clockwork import Clock, Cores, Loop
 from bench.planning.costs import Costs
