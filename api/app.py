@@ -69,6 +69,7 @@ def create_app(config: Config, environment: Environment | None = None) -> FastAP
         description=config.description,
         docs_url="/docs" if config.docs else None,
         redoc_url="/redoc" if config.redoc else None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # api/tracing.py and api/telemetry.py know more
         lifespan=lifespan,
     )
     app.openapi = lambda: state_bounds(FastAPI.openapi(app), config)  # type: ignore[method-assign]
