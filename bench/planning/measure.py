@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,29 +25,24 @@ from numpy.typing import NDArray
 from api.conf import Config, ModelConf, load_config
 from bench.planning.arrivals import Trace, poisson, write
 from bench.planning.costs import Cost, Costs
-from bench.planning.simulate import simulate
+from bench.planning.simulate import Closed, simulate
 from tests.serving import ROOT, Running, serve, write_config
 
-USUAL = 0.5  # of what 32 clients get, while the requests' own costs are measured
+TURNS, CLIENTS = 5, 32
+USUAL = 0.5  # of what so many clients get, while the requests' own costs are measured
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """Seconds of each request, NaN where it was refused; statuses; the client's CPU seconds of a request."""
+class Turn:
+    """A trace that was replayed: seconds of each request, NaN where it was refused; statuses; CPU seconds of all requests together."""
 
+    trace: Trace
     seconds: NDArray[np.float64]
     statuses: Mapping[str, int]
-    cpu: float
-
-
-@dataclass(frozen=True)
-class Spent:
-    """CPU seconds since the beginning."""
-
+    client: float
     web: float
-    loop: float  # of the engine's first thread, which talks to the web workers
-    engine: float  # of the whole engine process
+    loop: float  # the engine's first thread, which talks to the web workers
 
 
 class Served:
@@ -59,14 +54,17 @@ class Served:
         self.web = running.process.pid
         (self.engine,) = running.engines()
 
-    def spent(self) -> Spent:
-        return Spent(cpu_of(f"{self.web}"), cpu_of(f"{self.engine}/task/{self.engine}"), cpu_of(f"{self.engine}"))
+    def spent(self) -> tuple[float, float]:
+        """CPU seconds of the web worker and of the engine's first thread so far."""
+        return cpu_of(f"{self.web}"), cpu_of(f"{self.engine}/task/{self.engine}")
 
-    def replay(self, trace: Trace) -> Replayed:
+    def take(self, trace: Trace) -> Turn:
         path, out = self.folder / "trace.txt", self.folder / "seconds.npy"
         write(path, trace)
+        before = self.spent()
         told = call("bench.planning.replay", self.url, str(path), str(out))
-        return Replayed(np.load(out), told["statuses"], told["cpu"])
+        web, loop = (now - then for now, then in zip(self.spent(), before, strict=True))
+        return Turn(trace, np.load(out), told["statuses"], told["cpu"], web, loop)
 
     def press(self, clients: int, seconds: float) -> dict[str, Any]:
         """Clients that ask again when they are answered."""
@@ -101,7 +99,7 @@ def call(module: str, *arguments: str) -> Any:
 @contextlib.contextmanager
 def serving(config: Config, model: str) -> Iterator[Served]:
     """Serves the one model on the engine's settings of ``config``, with everything that it writes in a folder that is removed."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:  # the engine takes its time to leave
         folder = Path(name)
         engine = config.server.engine.model_dump() | {"linger": 1.0}
         path = write_config(folder, {model: own(config.models[model])}, {"engine": engine, "gpu": config.server.gpu})
@@ -120,60 +118,63 @@ def own(model: ModelConf) -> dict[str, Any]:
 class Measured:
     costs: Costs
     rate: float  # pictures a second that 32 clients got
-    bare: Mapping[str, Any]  # what ``batches`` told
     drag: float
 
 
-def measure(path: Path, model: str, seconds: float, served: Served, seed: int) -> Measured:
+def measure(
+    path: Path, model: str, seconds: float, served: Served, seed: int, between: Callable[[int, float], None] = lambda turn, rate: None
+) -> Measured:
     """What the model costs; takes about six times ``seconds``.
 
     Processes that run beside each other are slower than alone, by caches and interpreter locks that the simulation knows nothing of.
-    ``drag`` is the factor of the batches' time with which it has the median of what was replayed.
+    ``drag`` is the factor of the batches' time with which it makes as many pictures for 32 clients as the server did, and the latency that
+    is nobody's work is what the median of requests at random moments lacks then. Those are replayed in turns, with ``between`` told the
+    rate after each, so that a busy moment of the machine meets both.
     """
     config = load_config(path)
     bare = call("bench.planning.batches", str(path), model, str(seconds))
     served.press(8, 1.0)
-    rate = served.press(32, seconds)["rate"]
-    lone = served.press(1, seconds)["p50"] / 1000
-    before = served.spent()
-    trace = poisson(rate * USUAL, 2 * seconds, seed, model)
-    replayed = served.replay(trace)
-    after = served.spent()
-    web, loop = (after.web - before.web) / len(trace), (after.loop - before.loop) / len(trace)
-    alone = {int(size): value for size, value in bare["seconds"].items()}
-    cost = Cost(
-        seconds=alone,
-        cores=bare["cores"],
-        encode=bare["encode"],
-        max_batch=bare["max_batch"],
-        steps=bare["steps"],
-        bytes=bare["bytes"],
-    )
+    rate = served.press(CLIENTS, seconds)["rate"]
+    turns = []
+    for number in range(TURNS):
+        turns.append(served.take(poisson(rate * USUAL, 2 * seconds / TURNS, seed + number, model)))
+        between(number, rate)
+    count = sum(len(turn.trace) for turn in turns)
+    web, loop, client = (sum(parts) / count for parts in zip(*((turn.web, turn.loop, turn.client) for turn in turns), strict=True))
+    cost = Cost(seconds=bare["seconds"], **{key: bare[key] for key in ("cores", "encode", "max_batch", "steps", "bytes")})
     engine = config.server.engine
     costs = Costs(
         note=f"{model}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores",
         cores=len(os.sched_getaffinity(0)),
+        local=True,
         threads=bare["threads"],
         together=max(1.0, statistics.median(bare["together"][size] / value for size, value in bare["seconds"].items())),
         encoders=engine.encoders,
         max_queue=engine.max_queue,
         deadline=engine.deadline,
-        client=replayed.cpu,
+        client=client,
         web=web,
         engine=loop,
-        latency=max(0.0, lone - web - loop - replayed.cpu - cost.table[1] - cost.encode),
         models={model: cost},
     )
-    drag = fit(trace, costs, float(np.nanmedian(replayed.seconds)))
-    return Measured(dragged(costs, drag), rate, bare, drag)
+    drag = fit(costs, model, rate)
+    costs = dragged(costs, drag)
+    return Measured(costs.model_copy(update={"latency": lacking(turns, costs)}), rate, drag)
 
 
-def fit(trace: Trace, costs: Costs, median: float) -> float:
+def fit(costs: Costs, model: str, rate: float) -> float:
     low, high = 0.25, 8.0
     while high / low > 1.002:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if simulate(trace, dragged(costs, middle), 1).percentile(50) < median else (low, middle)
+        low, high = (middle, high) if Closed(dragged(costs, middle), model, CLIENTS, 2.0).rate() > rate else (low, middle)
     return low
+
+
+def lacking(turns: Sequence[Turn], costs: Costs) -> float:
+    """Seconds between the medians."""
+    wanted = np.nanmedian(np.concatenate([turn.seconds for turn in turns]))
+    found = np.median(np.concatenate([simulate(turn.trace, costs, 1).latencies for turn in turns]))
+    return max(0.0, float(wanted - found))
 
 
 def dragged(costs: Costs, drag: float) -> Costs:

@@ -1,7 +1,7 @@
 """Sends a trace to a server as it is, whether the server keeps up or not, and notes how long each request took from when it was due.
 
 ``python -m bench.planning.replay URL TRACE OUT`` writes the seconds of each request as ``.npy``, NaN where the answer was not 200, and
-prints JSON: statuses and the CPU seconds of a request. ``{model}``, ``{count}`` and ``{seed}`` in the URL are the request's own. One
+prints JSON: statuses and the CPU seconds that it took. ``{model}``, ``{count}`` and ``{seed}`` in the URL are the request's own. One
 thread waits with ``select``, because event loops wait in whole milliseconds.
 """
 
@@ -111,7 +111,7 @@ def main(url: str, trace: str, out: str) -> None:
     replay.run()
     spent = time.process_time() - before
     np.save(out, replay.seconds)
-    print(json.dumps({"statuses": replay.statuses, "cpu": spent / len(replay.trace)}))
+    print(json.dumps({"statuses": replay.statuses, "cpu": spent}))
 
 
 if __name__ == "__main__":

@@ -220,6 +220,24 @@ def simulate(trace: Trace, costs: Costs, gpus: int, seed: int = 0) -> Result:
     )
 
 
+class Closed(World):
+    """So many clients that ask again as soon as they are answered, until ``seconds`` have passed."""
+
+    def __init__(self, costs: Costs, model: str, clients: int, seconds: float) -> None:
+        super().__init__(Trace.of(np.zeros(clients), model), costs, 1, 0)
+        self.seconds = seconds
+
+    def answered(self, request: Request) -> None:
+        super().answered(request)
+        if self.clock.now < self.seconds:
+            self.client.do(self.costs.client / 2, self.come, Request(request.number, request.key, 1, -1, request.web))
+
+    def rate(self) -> float:
+        """Pictures a second."""
+        self.run()
+        return self.pictures / self.clock.now
+
+
 def share(work: Sequence[float], span: float) -> float:
     return sum(work) / len(work) / span if span else 0.0
 
