@@ -71,7 +71,7 @@ def deploy(path: Path) -> None:
     config = on_ray(path)
     if faults := [fault for fault in describe_models(config).values() if isinstance(fault, ConfigError)]:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
-    import_deploy().deploy(config)
+    import_deploy().deploy(config, path)
     print("deployed")
 
 

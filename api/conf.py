@@ -246,6 +246,10 @@ class AutoscaleConf(Section):
     """Replicas at most; unset: always as many as `replicas` says."""
     target: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
     """Pictures that each replica should have at work or waiting; beyond it there are more replicas."""
+    up: Delay = 10.0
+    """Seconds that there have to be too many pictures before a replica is added."""
+    down: Delay = 300.0
+    """Seconds that there have to be too few before one is ended."""
 
     @model_validator(mode="after")
     def check_order(self) -> Self:
@@ -356,6 +360,19 @@ class TraceConf(Section):
     """The part of the traces that is kept, where the client's own trace does not decide."""
 
 
+class IngressConf(Section):
+    enabled: bool = False
+    """Have `python -m api deploy` run the web workers in the Ray cluster too, behind Ray Serve's proxies, one on each host."""
+    host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
+    """The address that the proxies listen on."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Their port."""
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Web workers in the cluster, wherever Ray has room for them."""
+    num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """CPUs that Ray sets aside for a web worker."""
+
+
 class ClusterConf(Section):
     engine: Literal["local", "ray"] = "local"
     """Where models live: in this host's engine processes, or in a Ray cluster to which `python -m api deploy` brings them."""
@@ -363,6 +380,8 @@ class ClusterConf(Section):
     """The Ray cluster's head, such as "10.0.0.1:6379"; unset: `RAY_ADDRESS`, or the cluster that this host belongs to."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "stylegan"
     """What the deployments in the Ray cluster begin with: several servers may share one."""
+    ingress: IngressConf = IngressConf()
+    """Ray Serve as the way in, where models live in a Ray cluster."""
     redis: RedisUrl | None = None
     """Redis or Valkey, such as "redis://:password@host:6379/0", where several hosts share limits and wake each other's event streams."""
 

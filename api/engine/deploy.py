@@ -14,16 +14,19 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from api.conf import Config, engine_digest
+from api.engine.ingress import Worker
 from api.engine.ray import app_name, connect
 from api.engine.replica import Replica
 from api.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENT = "model"
+INGRESS = "/"  # what the web workers are called where models have their ids, which it cannot be
 GRACE = 10.0  # seconds beyond the longest deadline that a replica is given to answer what it has
 ROOM = 256  # calls beside those that wait: what is at work, and questions
 TRIES = 3  # starts of a new replica before its deployment counts as failed
 LOOK = 3.0  # seconds in which replicas tell how they are
+OPEN = 10_000  # requests, streams of events among them, that a web worker in the cluster may have open
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +40,34 @@ class State:
     message: str
 
 
-def deploy(config: Config) -> None:
+def deploy(config: Config, toml: Path) -> None:
     """Starts what is new, updates what has changed, ends what is gone; returns when all models serve. Raises ``ConfigError``.
 
-    Replicas are replaced one by one, each when its successor is ready and it has answered what it has.
+    Replicas are replaced one by one, each when its successor is ready and it has answered what it has. ``toml`` is what web workers
+    in the cluster read.
     """
     connect(config)
-    serve.start(proxy_location="Disabled")
+    start(config)
     targets = [serve.RunTarget(bind(config, model_id), app_name(config, model_id), None) for model_id in config.models]
+    if config.cluster.ingress.enabled:
+        targets.append(serve.RunTarget(bind_ingress(config, toml), config.cluster.name, "/"))
     try:
         serve.run_many(targets)
     except RuntimeError as error:
         faults = [state.message for state in states(config) if state.health == "DEPLOY_FAILED"]
         raise ConfigError("\n".join(faults) or str(error)) from None
-    end(config, keep={app_name(config, model_id) for model_id in config.models})
+    end(config, keep={target.name for target in targets})
+
+
+def start(config: Config) -> None:
+    """Has Serve run, with proxies if they are the way in. Raises ``ConfigError`` if it runs without those."""
+    ingress = config.cluster.ingress
+    if not ingress.enabled:
+        serve.start(proxy_location="Disabled")
+        return
+    serve.start(proxy_location="EveryNode", http_options={"host": ingress.host, "port": ingress.port})
+    if not serve.status().proxies:
+        raise ConfigError("cluster.ingress: Ray Serve runs in this cluster without proxies; end all that it serves, then deploy again")
 
 
 def bind(config: Config, model_id: str) -> serve.Application:
@@ -60,7 +77,18 @@ def bind(config: Config, model_id: str) -> serve.Application:
     options: dict[str, Any] = {"num_replicas": place.replicas}
     scale = place.autoscale
     if scale.max is not None:
-        options = {"autoscaling_config": {"min_replicas": scale.min, "max_replicas": scale.max, "target_ongoing_requests": scale.target}}
+        options = {
+            "autoscaling_config": {
+                "min_replicas": scale.min,
+                "max_replicas": scale.max,
+                "target_ongoing_requests": scale.target,
+                "upscale_delay_s": scale.up,
+                "downscale_delay_s": scale.down,
+                # What is averaged is not to reach further back than what is waited for.
+                "metrics_interval_s": min(5.0, max(0.5, scale.up / 4)),
+                "look_back_period_s": min(30.0, max(2.0, scale.up)),
+            }
+        }
     make: Any = serve.deployment  # whose overloads leave out a plain class
     deployment = make(Replica).options(
         name=DEPLOYMENT,
@@ -83,6 +111,30 @@ def bind(config: Config, model_id: str) -> serve.Application:
         **options,
     )
     app: serve.Application = deployment.bind(own.model_dump_json())
+    return app
+
+
+def bind_ingress(config: Config, toml: Path) -> serve.Application:
+    """The web workers' application."""
+    ingress, toml = config.cluster.ingress, toml.resolve()
+    make: Any = serve.deployment
+    deployment = make(serve.ingress()(Worker)).options(
+        name="web",
+        num_replicas=ingress.workers,
+        max_ongoing_requests=OPEN,
+        graceful_shutdown_timeout_s=config.server.engine.deadline + GRACE,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2.0,
+        max_surge_percent=100,
+        max_constructor_retry_count=TRIES,
+        ray_actor_options={
+            "num_cpus": ingress.num_cpus,
+            "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT), "STYLEGAN_TOML": str(toml)}},
+        },
+        version=version(config) + hashlib.sha256(toml.read_bytes()).hexdigest()[:16],
+        _internal=True,
+    )
+    app: serve.Application = deployment.bind(str(toml))
     return app
 
 
@@ -110,14 +162,20 @@ def version(config: Config) -> str:
 
 
 def states(config: Config) -> Iterator[State]:
-    """All models of this configuration's name in the cluster. Raises ``ConfigError``."""
+    """All models of this configuration's name in the cluster, and the web workers there. Raises ``ConfigError``."""
     connect(config)
     for name, app in sorted(serve.status().applications.items()):
-        if name.startswith(f"{config.cluster.name}."):
-            found = app.deployments.get(DEPLOYMENT)
+        if belongs(config, name):
+            found = next(iter(app.deployments.values()), None)  # each application has one
             message = " ".join(filter(None, (app.message, found.message if found else "")))
             replicas = {str(key): count for key, count in (found.replica_states if found else {}).items()}
-            yield State(name.partition(".")[2], app.status.value, replicas, queue(name), plain(message))
+            model_id = name.partition(".")[2] or INGRESS
+            yield State(model_id, app.status.value, replicas, 0 if model_id == INGRESS else queue(name), plain(message))
+
+
+def belongs(config: Config, name: str) -> bool:
+    """Whether an application of the cluster is of this configuration's name."""
+    return name.partition(".")[0] == config.cluster.name
 
 
 def plain(message: str) -> str:
@@ -139,9 +197,11 @@ def down(config: Config) -> None:
     """Ends this configuration's models in the cluster, when they have answered what they have. Raises ``ConfigError``."""
     connect(config)
     end(config, keep=set())
+    if not serve.status().applications:
+        serve.shutdown()  # type: ignore[no-untyped-call]  # which next time can be started with proxies, or without
 
 
 def end(config: Config, keep: set[str]) -> None:
     for name in serve.status().applications:
-        if name.startswith(f"{config.cluster.name}.") and name not in keep:
+        if belongs(config, name) and name not in keep:
             serve.delete(name)

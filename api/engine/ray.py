@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import socket
 import threading
 import time
@@ -24,6 +25,8 @@ from api.models.base import Info
 from api.models.jobs import Job
 from api.tracing import CURRENT
 
+# Ray reads it when it is imported: how long a process lives on while the head is away. Its own minute is shorter than many a restart.
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
 try:
     import ray
     from ray import serve
@@ -34,7 +37,8 @@ except ModuleNotFoundError as error:
 
 log = logging.getLogger(__name__)
 LOOK, LONGEST_WAIT = 0.1, 2.0
-SILENCE = 5.0  # seconds without a word after which a model counts as not ready
+PATIENCE = 5.0  # seconds in which a question is answered
+SILENCE = 10.0  # seconds without a word after which a replica counts as lost, and a model as not ready
 connecting = threading.Lock()
 
 
@@ -56,7 +60,7 @@ def connect(config: Config) -> None:
         try:
             if config.cluster.address:  # Ray itself would try for minutes
                 host, _, port = config.cluster.address.rpartition(":")
-                socket.create_connection((host.strip("[]"), int(port)), SILENCE).close()
+                socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
             ray.init(address=config.cluster.address or "auto", log_to_driver=False, configure_logging=False, include_dashboard=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"cluster.address: there is no Ray cluster: {error}") from None
@@ -163,10 +167,13 @@ class RayEngine:
         """Raises ``Lost``, or what the replica says of the job."""
         # Clocks of hosts differ: the replica is told how long is left.
         response = self.handle.run.remote(pack(replace(submit, deadline=submit.deadline - time.monotonic())))
-        begun = False
+        frames, begun = aiter(response), False
         try:
-            async for frames in response:
-                for message in unpack_all(frames):
+            while True:
+                async with asyncio.timeout(SILENCE):
+                    found = await anext(frames)
+                self.heard = time.monotonic()
+                for message in unpack_all(found):
                     match message:
                         case Done(picture=picture):
                             return picture
@@ -178,6 +185,12 @@ class RayEngine:
                                 watch(message)
         except BackPressureError:
             raise Busy() from None
+        except TimeoutError:
+            # Nothing tells that a host has lost its power or its wire: the replica would have said that it lives.
+            response.cancel()
+            log.warning("a replica of %s is silent", self.model_id)
+        except StopAsyncIteration:
+            log.warning("a replica of %s ended without an answer", self.model_id)
         except RayTaskError as error:
             log.error("the replica of %s failed", self.model_id, exc_info=error)
             raise ServerError() from None
@@ -199,7 +212,7 @@ class RayEngine:
                 if self.handle is None:
                     self.handle = await asyncio.to_thread(self.find)
                     self.reached.set()
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(PATIENCE):
                     (hello,) = unpack_all(await self.handle.options(method_name="hello", stream=False).remote())
                 self.welcome(hello)
             except (RayError, RayServeException, TimeoutError):

@@ -21,6 +21,7 @@ from api.telemetry import Telemetry
 from api.tracing import open_tracing
 
 LOOK = 0.02  # seconds
+BEAT = 2.0  # seconds after which who asked is told that the replica lives
 
 
 class Caller:
@@ -34,6 +35,14 @@ class Caller:
 
     def write(self, frames: bytes) -> None:
         self.frames.put_nowait(frames)
+
+    async def read(self) -> bytes:
+        """The next frames; none if there is nothing to tell for a while."""
+        try:
+            async with asyncio.timeout(BEAT):
+                return await self.frames.get()
+        except TimeoutError:
+            return b""
 
 
 class Replica:
@@ -63,7 +72,7 @@ class Replica:
         try:
             self.host.submit(caller, replace(submit, deadline=time.monotonic() + submit.deadline))
             while self.host.clients[caller] or not caller.frames.empty():
-                yield await caller.frames.get()
+                yield await caller.read()
         finally:
             self.host.part(caller)
 
