@@ -1,6 +1,7 @@
 """The limits' state in Redis: one Lua script for each operation, so that each is atomic over all hosts.
 
-What is kept, all under the prefix in ``KEYS[1]``: ``clock`` last, ahead, born, reaped; ``holders`` by the end of their lease;
+What is kept, all under the prefix in ``KEYS[1]``: ``clock`` last, ahead, born, reaped; ``holders`` by the end of their lease; ``heard`` the
+number of each holder's last command;
 ``own:<holder>`` its tokens; ``client`` of each ticket ("holder:token"); the lines ``working``, ``queue`` and ``blocked:<client>`` by turn;
 ``inside`` how many of a client's tickets work or queue; ``blocked`` the clients with a line; ``hits:<client>`` by time. Microseconds.
 
@@ -16,25 +17,33 @@ DEAF = 1.0  # seconds without a sign of life after which one is dead whose subsc
 SILENCE = 2.0  # seconds without any process's sign of life that mean: the server was away, not they
 SETTLE = 2.0  # seconds after a silence in which everybody tells what is at work, and nobody else is let in
 REAP = 0.25  # seconds between looks for the dead
+JUMP = 60.0  # seconds by which the server's clock has to run ahead of a process's reckoning to be taken for moved
+SLACK = 7200.0  # seconds that a quota is kept beyond its window, as keys expire by the clock that may be moved
 
 COMMON = (
     f"""
 local BLOCKED, QUEUED, WORKING, OVER_RATE, OVER_QUEUE = 0, 1, 2, 3, 4
-local LEASE, DEAF, SILENCE, SETTLE, REAP = {LEASE}e6, {DEAF}e6, {SILENCE}e6, {SETTLE}e6, {REAP}e6
+local LEASE, DEAF, SILENCE, SETTLE, REAP, JUMP, SLACK = {LEASE}e6, {DEAF}e6, {SILENCE}e6, {SETTLE}e6, {REAP}e6, {JUMP}e6, {SLACK}e3
 """
     + """
-local space, conf, me = KEYS[1], cjson.decode(ARGV[1]), ARGV[2]
+local space, conf, me, turn, reckoned = KEYS[1], cjson.decode(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local call = redis.call
 
 local function at(name) return space .. name end
 local function number(value) return tonumber(value) or 0 end
 local function text(value) return string.format('%.0f', value) end
 
--- The server's clock, which never goes back. After a silence no lease has run out.
+-- What arrives when its sender has given it up and gone on must not undo what came since.
+if turn <= number(call('HGET', at'heard', me)) then return redis.error_reply('late') end
+call('HSET', at'heard', me, text(turn))
+
+-- The server's clock, which never goes back, nor far ahead of what a process that knew it reckons by its own.
+-- After a silence no lease has run out.
 local time = call('TIME')
 local wall = time[1] * 1000000 + time[2]
 local clock = call('HMGET', at'clock', 'last', 'ahead', 'born', 'reaped')
 local last, ahead, born, reaped = number(clock[1]), number(clock[2]), number(clock[3]), number(clock[4])
+if reckoned > 0 and wall + ahead - reckoned > JUMP then ahead = reckoned - wall end
 ahead = math.max(ahead, last - wall)
 local now = wall + ahead
 if now - last > SILENCE then
@@ -132,6 +141,7 @@ local function bury(holder)
     end
     call('DEL', at('own:' .. holder))
     call('ZREM', at'holders', holder)
+    call('HDEL', at'heard', holder)
     return clients
 end
 
@@ -153,7 +163,7 @@ end
 ENTER = (
     COMMON
     + """
-local token, client = ARGV[3], ARGV[4]
+local token, client = ARGV[5], ARGV[6]
 local id, hits = me .. ':' .. token, at('hits:' .. client)
 if settling > 0 then return {-1, settling} end
 live()
@@ -176,7 +186,7 @@ end
 if state == OVER_QUEUE then return {state, used, reset(0), counts()} end
 if conf.rate then
     call('ZADD', hits, text(now), id)
-    call('PEXPIRE', hits, text(math.ceil(conf.window / 1000)))
+    call('PEXPIRE', hits, text(math.ceil(conf.window / 1000 + SLACK)))
     used = used + 1
 end
 if conf.block or conf.queue then put(id, client, state) end
@@ -187,7 +197,7 @@ return {state, used, reset(0), counts()}
 LEAVE = (
     COMMON
     + """
-local token, client, refund = ARGV[3], ARGV[4], ARGV[5] == '1'
+local token, client, refund = ARGV[5], ARGV[6], ARGV[7] == '1'
 local id = me .. ':' .. token
 if refund then call('ZREM', at('hits:' .. client), id) end
 advance({remove(id)})
@@ -201,8 +211,8 @@ LOOK = (
 -- A sign of life with all that the process knows to have: what the server lost comes back, what an enter left behind whose answer was lost
 -- goes. What is at work is at work, whether there is room for it or not.
 live()
-local mine, gone, found = {}, {}, {settling}
-for _, claim in ipairs(cjson.decode(ARGV[3])) do
+local mine, gone, found = {}, {}, {settling, now}
+for _, claim in ipairs(cjson.decode(ARGV[5])) do
     local token, client, state = claim[1], claim[2], claim[3]
     local id = me .. ':' .. token
     mine[token] = true

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import secrets
@@ -15,6 +16,7 @@ from api.cluster import TIMEOUT, connect, greet, name_space
 from api.conf import LimitConf
 from api.errors import Busy
 from api.limits.base import Place, State, Wake
+from api.limits.clock import boot_time
 from api.limits.scripts import BEAT, DEAF, ENTER, LEAVE, LOOK, PART
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class RedisStore:
         self.closed = False
         self.seen = float("-inf")  # when it was last told of our life
         self.settling = 0.0  # seconds for which it lets nobody in
+        self.turns = itertools.count(1)
+        self.told = (0, 0)  # its time, in microseconds, and our boot clock's then, in nanoseconds
         self.listening = asyncio.Event()
         self.keepers: list[asyncio.Task[None]] = []
 
@@ -109,7 +113,8 @@ class RedisStore:
     async def tell(self) -> None:
         """Tells the server that we live and what we hold, and hears how it stands."""
         claims = [[str(token), held.client, held.state] for token, held in self.held.items() if held.state is not None and self.places]
-        rest, *found = await self.call(LOOK, json.dumps(claims))
+        rest, now, *found = await self.call(LOOK, json.dumps(claims))
+        self.told = now, boot_time()
         self.settling, self.seen = rest / MICRO, asyncio.get_running_loop().time()
         self.hear({token: State(state) for token, state in zip(found[::2], found[1::2], strict=True)})
 
@@ -135,7 +140,10 @@ class RedisStore:
     # How the server is asked.
 
     async def call(self, script: str, *arguments: Any) -> Any:
-        return await self.scripts[script](keys=[self.space], args=[self.rules, self.name, *arguments])
+        """What the server answers. It is told the number of the command, and what time it should be there: its clock may be moved."""
+        now, then = self.told
+        reckoned = now and now + (boot_time() - then) // 1000
+        return await self.scripts[script](keys=[self.space], args=[self.rules, self.name, next(self.turns), reckoned, *arguments])
 
     async def ask(self, work: Callable[[], Awaitable[T]], owed: tuple[int, bool] | None = None, *, trying: bool = False) -> T:
         """The work's result. It is done even if the caller is cancelled, and in the order of asking. Raises ``Busy``."""
