@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from api.store.texts import clean
 from api.store.transitions import Task, advance, ending, find_place, read_task
 
 T = TypeVar("T")
+JUMP = 1.0  # seconds
 Also = Callable[[Transaction], Awaitable[None]]
 
 
@@ -42,17 +44,33 @@ class Queue:
     def __init__(self, database: Database, bell: Bell, events: Events, *, max_attempts: int, keep: float | None) -> None:
         self.database, self.bell, self.events = database, bell, events
         self.max_attempts, self.keep = max_attempts, keep
+        self.looked = (float("-inf"), 0.0)  # when the database was last asked, by our clock, and its time then
+        self.trusting = float("-inf")  # until then, workers have time to renew leases that a jump of the clock has ended
 
     async def claim(self, worker: str, lease: float) -> Claim | None:
         """The next task, for this worker alone, or ``None``. Owners take turns; an owner's own tasks come in order."""
         overdue = sa.and_(tasks.c.state == "running", tasks.c.lease_until < Now())
+        # No lease is that long: the database's clock was set back, and a dead worker's would not run out for as long.
+        endless = sa.and_(tasks.c.state == "running", tasks.c.lease_until > Now() + 2 * lease)
         pending = tasks.c.state == "pending"
+        asked = monotonic()
         async with self.database.read() as connection:  # idle workers should not take the write lock
-            query = sa.select(sa.exists().where(overdue), sa.exists().where(pending))
-            lost, waiting = (await connection.execute(query)).one()
-        while lost and await self.reap(overdue):
+            query = sa.select(sa.exists().where(overdue), sa.exists().where(endless), sa.exists().where(pending), Now())
+            lost, far, waiting, now = (await connection.execute(query)).one()
+        if self.has_jumped(asked, now):
+            self.trusting = monotonic() + lease
+        if far:
+            async with self.database.write() as connection:
+                await connection.execute(sa.update(tasks).where(endless).values(lease_until=Now() + lease))
+        while lost and monotonic() >= self.trusting and await self.reap(overdue):
             waiting = True
         return await self.begin(worker, lease) if waiting else None
+
+    def has_jumped(self, asked: float, now: float) -> bool:
+        """Whether the database's clock was set forward since the last look, or this host slept: leases look overdue that are not."""
+        before, then = self.looked
+        self.looked = asked, now
+        return now - then > monotonic() - before + JUMP
 
     async def next(self, worker: str, lease: float) -> Claim:
         """Waits for a task."""
