@@ -35,7 +35,7 @@ class Group:
     """Of each client, at most."""
     rate: float | None = None
     """Requests a second of all its clients together; without it each connection asks when it is answered."""
-    path: str = "/faces/generate?seed={seed}"
+    request: str = "POST /faces/generate?seed={seed}"
     patient: bool = True
     """Waits as long as a refusal says before it asks again, in a closed loop."""
 
@@ -135,8 +135,8 @@ class Press:
         return line
 
     def request(self, group: Group) -> bytes:
-        path = group.path.replace("{seed}", str(next(self.seeds) % 2**32))
-        return f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n".encode()
+        request = group.request.replace("{seed}", str(next(self.seeds) % 2**32))
+        return f"{request} HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n".encode()
 
     def ask(self, group: Group, tally: Tally, line: Line, scheduled: float, then: Callable[[bool, float | None], None]) -> None:
         """``then`` is told whether the line can be used again, and how long a refusal asks to wait."""

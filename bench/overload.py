@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench overload", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "default" / "config.toml")
     parser.add_argument("--model", default="faces")
+    parser.add_argument("--request", help="what is asked for, {seed} being a number; POST /MODEL/generate?seed={seed} if absent")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2, help="of finding the best and overloading")
     parser.add_argument("--factor", type=float, default=3.0, help="of the best throughput is offered")
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args(argv)
     machine = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    print(f"{options.model}, {time.strftime('%Y-%m-%d %H:%M')}, {machine}, seed {options.seed}\n", flush=True)
+    print(f"{options.request or options.model}, {time.strftime('%Y-%m-%d %H:%M')}, {machine}, seed {options.seed}\n", flush=True)
     best, faults = overload(options)
     if options.greed:
         faults += greed(options, best, {}, "no limits")
@@ -129,7 +130,7 @@ def part(client: tuple[float, float], fair: float) -> float:
 
 
 def group(options: argparse.Namespace, name: str, first: int = 0, **more: Any) -> Group:
-    return Group(name, first, path=f"/{options.model}/generate?seed={{seed}}", **more)
+    return Group(name, first, request=options.request or f"POST /{options.model}/generate?seed={{seed}}", **more)
 
 
 @contextlib.contextmanager
