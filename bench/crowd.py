@@ -1,4 +1,4 @@
-"""Clients that press a server without costing much themselves: ``python -m bench.crowd`` reads JSON and prints JSON.
+"""Clients that press a server without costing much themselves: ``python -m bench.crowd`` reads JSON and writes JSON to a file it names.
 
 A group either asks at a rate of its own, whatever becomes of the answers ("rate": an open loop), or each of its connections asks again when
 it is answered. Each of its clients has an address of its own, by which the server tells them apart.
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -225,7 +226,7 @@ def main() -> None:
         group.name: [asdict(tally) for n in range(group.clients) for tally in [press.tallies.get(group.first + n, Tally())]]
         for group in groups
     }
-    print(json.dumps({"groups": found, "cpu": time.process_time(), "unanswered": press.out}))
+    Path(asked["out"]).write_text(json.dumps({"groups": found, "cpu": time.process_time(), "unanswered": press.out}))
 
 
 if __name__ == "__main__":

@@ -144,11 +144,12 @@ def served(options: argparse.Namespace, limit: Mapping[str, Any]) -> Iterator[Ru
 def press(server: Running, groups: Sequence[Group], seconds: float, seed: int) -> tuple[list[Found], str]:
     """What each group met, and how many cores web workers, engines and clients kept busy."""
     lead, port = min(LEAD, seconds), int(server.url.rpartition(":")[2])
-    asked = {"port": port, "groups": [asdict(one) for one in groups], "lead": lead, "seconds": seconds}
+    out = server.folder / "crowd.json"
+    asked = {"port": port, "groups": [asdict(one) for one in groups], "lead": lead, "seconds": seconds, "seed": seed, "out": str(out)}
     before, begun = cpu(server), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "bench.crowd"],
-        input=json.dumps(asked | {"seed": seed}),
+        input=json.dumps(asked),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -157,7 +158,7 @@ def press(server: Running, groups: Sequence[Group], seconds: float, seed: int) -
     if done.returncode:
         raise SystemExit(done.stderr + server.log.read_text()[-2000:])
     spent, after = time.monotonic() - begun, cpu(server)
-    told = json.loads(done.stdout)
+    told = json.loads(out.read_text())
     if told["unanswered"]:
         raise SystemExit(f"{told['unanswered']} requests were not answered within {WAIT:.0f} s")
     cores = [(last - first) / spent for first, last in zip(before, after, strict=True)] + [told["cpu"] / spent]

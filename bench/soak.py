@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import random
 import shutil
@@ -32,6 +33,7 @@ from tests.serving import ROOT, Running, serve
 AT_WORK = 24  # requests that the server admits at once, and as many may wait
 GROWTH = 0.05  # of memory
 RECOVERY = 180.0  # seconds
+SAMPLES = 25  # of the memory, at most one a second, that make a level
 SHORT = 300.0  # seconds of a run below which its memory is told and not judged
 
 
@@ -69,7 +71,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[str]:
         },
         "engine": {"linger": 1.0},
     }
-    sections = {"store": {"history": options.history, "undo": 10.0}, "tasks": {"lease": 5.0}, "blobs": {"expire": 120.0}}
+    sections = {"store": {"history": options.history, "undo": 10.0}, "tasks": {"lease": 5.0}, "blobs": {"expire": 900.0}}
     config = fit(options.config, folder, [*options.gans, *options.diffusion], server, **sections)
     with serve(config, workers=options.workers) as running:
         storm = Storm(running.url, options.gans, options.diffusion, random.Random(options.seed), history=options.history)
@@ -93,7 +95,8 @@ class Run:
         self.text = config.read_text()
         self.begun = 0.0
         self.recoveries: dict[str, list[float]] = {}
-        self.memory: list[tuple[float, int]] = []
+        self.memory: list[tuple[float, int, int]] = []  # when, and bytes of engines and of all others
+        self.mended = 0.0  # when the server was whole again; infinity while something is broken
         self.doomed: set[int] = set()  # requests that waited when an engine was killed last
 
     @property
@@ -150,7 +153,7 @@ class Run:
             if not order:
                 order = self.chance.sample(list(kinds), len(kinds))
             name = order.pop()
-            begun = time.monotonic()
+            begun, self.mended = time.monotonic(), math.inf
             try:
                 async with asyncio.timeout(RECOVERY):
                     await kinds[name]()
@@ -158,6 +161,7 @@ class Run:
             except TimeoutError:
                 self.storm.fault(f"{name}: no recovery within {RECOVERY:.0f} s")
             self.recoveries.setdefault(name, []).append(time.monotonic() - begun)
+            self.mended = self.now
 
     def is_calm(self) -> bool:
         """Whether nothing is to be broken: the memory is compared between times at which all processes have worked for a while."""
@@ -230,18 +234,22 @@ class Run:
     # The memory.
 
     async def watch_memory(self) -> None:
+        """Notes it while the server is whole and has worked for a while; a reload's two engines are no leak."""
         while not self.storm.stop.is_set():
-            self.memory.append((self.now, await asyncio.to_thread(self.measure)))
+            if self.now > self.mended + self.window / 3:
+                self.memory.append((self.now, *await asyncio.to_thread(self.measure)))
             await self.storm.pause(min(1.0, self.window / 10))
 
-    def measure(self) -> int:
-        """Bytes of all processes of the server; what they share counts once."""
-        root = self.server.process.pid
-        return sum(map(proportional, {root, *children(root), *self.server.engines()}))
+    def measure(self) -> tuple[int, int]:
+        """Bytes of engines and of the server's other processes; what they share counts once."""
+        root, engines = self.server.process.pid, set(self.server.engines())
+        return sum(map(proportional, engines)), sum(map(proportional, {root, *children(root)} - engines))
 
-    def level(self, mark: float) -> float:
-        """The memory in the time before a mark: with some requests at work it is never twice the same."""
-        return statistics.median([size for at, size in self.memory if mark - self.window <= at <= mark] or [0])
+    def level(self, mark: float) -> tuple[float, float]:
+        """The memory before a mark: the median of some moments, since with requests at work it is never twice the same."""
+        known = [sizes for at, *sizes in self.memory if at <= mark][-SAMPLES:] or [[0, 0]]
+        engines, others = (statistics.median(sizes) for sizes in zip(*known, strict=True))
+        return engines, others
 
     # What is left.
 
@@ -328,9 +336,10 @@ def report(run: Run, log: str) -> None:
 
 
 def judge_memory(run: Run) -> None:
-    first, last = run.level(run.mark), run.level(run.now if run.now < run.seconds else run.seconds)
-    growth = last / first - 1 if first else 0.0
-    print(f"\nmemory of all processes: {first / 1e6:.0f} MB after {run.mark:.0f} s, {last / 1e6:.0f} MB at the end: {growth:+.1%}")
+    first, last = run.level(run.mark), run.level(run.seconds)
+    growth = sum(last) / sum(first) - 1 if sum(first) else 0.0
+    parts = [f"{sum(level) / 1e6:.0f} MB ({level[0] / 1e6:.0f} of them the engine's)" for level in (first, last)]
+    print(f"\nmemory of all processes: {parts[0]} after {run.mark:.0f} s, {parts[1]} at the end: {growth:+.1%}")
     if run.seconds < SHORT:
         print(f"  (of runs shorter than {SHORT / 60:.0f} minutes the memory is not judged)")
     elif growth > GROWTH:
