@@ -58,7 +58,7 @@ class Proxy:
         self.up = True
         self.late = (0.0, 0.0)  # seconds that each piece is on its way, from … to
         self.flowing = asyncio.Event()
-        self.deaf = False  # the server's answers are lost, and then the connection
+        self.cue: bytes | None = None  # the answer to what holds this is lost, and then the connection
         self.dark = False  # new connections are taken, and nothing passes, ever
 
     def __enter__(self) -> Self:
@@ -133,13 +133,13 @@ class Proxy:
 
         self.do(change)
 
-    def deafen(self) -> None:
-        """What clients say arrives, and what the server answers is lost together with the connection."""
-        self.deaf = True
+    def deafen(self, cue: bytes) -> None:
+        """What clients say arrives, and what the server answers to a piece with ``cue`` is lost together with the connection."""
+        self.cue = cue
 
     def mend(self) -> None:
         def change() -> None:
-            self.up, self.late, self.deaf, self.dark = True, (0.0, 0.0), False, False
+            self.up, self.late, self.cue, self.dark = True, (0.0, 0.0), None, False
             self.flowing.set()
 
         self.do(change)
@@ -151,7 +151,7 @@ class Line:
     def __init__(self, network: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.network, self.near = network, (reader, writer)
         self.far: asyncio.StreamWriter | None = None
-        self.dark = network.dark
+        self.dark, self.deaf = network.dark, False
         self.ended = asyncio.Event()
 
     async def live(self) -> None:
@@ -183,8 +183,10 @@ class Line:
                 if network.late[1]:
                     await asyncio.sleep(network.chance.uniform(*network.late))
                 await network.flowing.wait()
-                if answers and network.deaf:
+                if answers and self.deaf:
                     return
+                if not answers and network.cue is not None and network.cue in piece:
+                    self.deaf = True
                 if self.dark:
                     break
                 writer.write(piece)

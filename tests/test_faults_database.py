@@ -119,8 +119,8 @@ def cuts(network: Proxy) -> None:
 
 def lost_answers(network: Proxy) -> None:
     for _ in range(20 if LONG else 5):
-        network.deafen()
-        time.sleep(network.chance.uniform(0.0, 0.3))
+        network.deafen(b"COMMIT")  # which is done, and nobody knows
+        time.sleep(network.chance.uniform(0.2, 0.4))
         network.mend()
         time.sleep(network.chance.uniform(0.0, 0.3))
 

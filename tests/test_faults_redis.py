@@ -43,7 +43,7 @@ async def cuts(network: Proxy, chance: random.Random) -> None:
 
 async def lost_answers(network: Proxy, chance: random.Random) -> None:
     for _ in range(5 * ROUNDS):
-        network.deafen()
+        network.deafen(b"EVALSHA")
         await asyncio.sleep(chance.uniform(0.0, 0.2))
         await asyncio.to_thread(network.mend)
         await asyncio.sleep(chance.uniform(0.0, 0.2))
