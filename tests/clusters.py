@@ -112,7 +112,7 @@ class Load:
         while not self.over.is_set():
             begun = time.monotonic()
             try:
-                answer = httpx.post(f"{self.server.url}/plain/generate", params={"seed": number}, timeout=90)
+                answer = httpx.post(f"{self.server.url}/plain/generate", params={"seed": number}, timeout=200)
                 fault = None if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
             except httpx.HTTPError as error:
                 fault = repr(error)
@@ -134,7 +134,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.over.set()
         for thread in self.threads:
-            thread.join(100)
+            thread.join(210)
 
     def check(self) -> None:
         """Ends it. Every request has to have been answered."""

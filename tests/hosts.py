@@ -77,7 +77,7 @@ class Host:
             self.cut()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.first, signal.SIGKILL)
-        self.holder.wait()
+        self.holder.communicate()
 
 
 def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM, seconds: float = 30.0) -> None:

@@ -144,7 +144,7 @@ def test_a_host_that_vanishes_costs_no_request(fleet: Fleet, toml: Path) -> None
     """Nobody is told: connections to it stay open, and no answer comes."""
     with fleet.web.serve(toml) as server, Load(server, 4) as load:
         load.more(20)
-        fleet.nodes[0].host.switch_off()
+        fleet.nodes[0].end()
         begun = time.monotonic()
         load.more(40)
         print(f"vanished host: 40 requests after {time.monotonic() - begun:.1f} s")

@@ -188,7 +188,7 @@ class RayEngine:
         except TimeoutError:
             # Nothing tells that a host has lost its power or its wire: the replica would have said that it lives.
             response.cancel()
-            log.warning("a replica of %s is silent", self.model_id)
+            log.warning("no word from a replica of %s", self.model_id)
         except StopAsyncIteration:
             log.warning("a replica of %s ended without an answer", self.model_id)
         except RayTaskError as error:
