@@ -24,7 +24,7 @@ from bench.planning.arrivals import Trace, poisson
 from bench.planning.clockwork import Clock, Cores, Loop
 from bench.planning.costs import Cost, Costs
 from bench.planning.lanes import Job, Lane
-from bench.planning.simulate import search, simulate
+from bench.planning.simulate import Closed, search, simulate
 from tests.serving import ROOT
 from tests.test_lane import Count, Counter, Ear
 
@@ -273,6 +273,13 @@ def test_batches_are_the_lane_s(seed: int, cores: int) -> None:
         assert lane.queue.size == len(real.queue.waiting)
 
 
+def test_clients_that_come_again_wait_for_each_other() -> None:
+    """Thirty-two of them and batches of sixteen: half is computed while the other half comes back."""
+    assert Closed(one(Cost(seconds={1: 0.5, 16: 2.0})), "m", 32, 400.0).rate() == pytest.approx(8.0, rel=0.03)
+    one_by_one = Cost(seconds={1: 0.5}, max_batch=1)
+    assert Closed(one(one_by_one, web=0.25), "m", 1, 400.0).rate() == pytest.approx(1 / 0.75, rel=0.01)
+
+
 def test_two_choices_spread_the_load(seed: int) -> None:
     result = simulate(poisson(80, 100, seed, "m"), one(Cost(seconds={1: 0.1}, max_batch=1)), 10)
     assert result.device == pytest.approx(0.8, rel=0.05)
@@ -410,5 +417,5 @@ def test_a_real_run_is_simulated(capfd: pytest.CaptureFixture[str]) -> None:
     """Whether the two agree is for a quiet machine to tell; here they only have to be of the same kind."""
     plan.main(["--check", "--seconds", "5", "--seed", "1"])
     rows = [line.split("|") for line in capfd.readouterr().out.splitlines() if line.startswith("| p")]
-    assert [row[1].strip() for row in rows] == ["p50 ms", "p95 ms", "p99 ms", "pictures in a batch"]
+    assert [row[1].strip() for row in rows] == ["p50 ms", "p95 ms", "p99 ms", "pictures in a batch", "pictures/s of 32 clients"]
     assert all(0.05 < float(row[4]) < 20 for row in rows)

@@ -9,8 +9,8 @@ import numpy as np
 from api.conf import load_config
 from bench.planning import measure
 from bench.planning.arrivals import poisson
-from bench.planning.measure import TURNS, Measured, Turn
-from bench.planning.simulate import simulate
+from bench.planning.measure import CLIENTS, TURNS, Measured, Turn
+from bench.planning.simulate import Closed, simulate
 
 AIM = 0.2
 
@@ -44,7 +44,9 @@ def main(path: Path, model: str, seconds: float, load: float, seed: int) -> int:
     print("| | real | simulated | simulated ÷ real |\n|---|---|---|---|")
     rows = [(f"p{percent} ms", 1000 * np.nanpercentile(real, percent), 1000 * np.percentile(told, percent)) for percent in (50, 95, 99)]
     sizes = sum(result.pictures for result in results) / sum(result.batches.total() for result in results)
-    for name, one, other in [*rows, ("pictures in a batch", made[1] / max(1.0, made[0]), sizes)]:
+    rows += [("pictures in a batch", made[1] / max(1.0, made[0]), sizes)]
+    rows += [(f"pictures/s of {CLIENTS} clients", found.rate, Closed(found.costs, model, CLIENTS, 3.0).rate())]
+    for name, one, other in rows:
         print(f"| {name} | {one:.2f} | {other:.2f} | {other / one:.2f} |")
     ratio = np.percentile(told, 95) / np.nanpercentile(real, 95)
     print(f"p95 {'within' if abs(ratio - 1) <= AIM else 'NOT within'} {AIM:.0%}")

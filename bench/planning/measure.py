@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from api.conf import Config, ModelConf, load_config
 from bench.planning.arrivals import Trace, poisson, write
 from bench.planning.costs import Cost, Costs
-from bench.planning.simulate import Closed, simulate
+from bench.planning.simulate import simulate
 from tests.serving import ROOT, Running, serve, write_config
 
 TURNS, CLIENTS = 5, 32
@@ -127,14 +127,15 @@ def measure(
     """What the model costs; takes about six times ``seconds``.
 
     Processes that run beside each other are slower than alone, by caches and interpreter locks that the simulation knows nothing of.
-    ``drag`` is the factor of the batches' time with which it makes as many pictures for 32 clients as the server did, and the latency that
-    is nobody's work is what the median of requests at random moments lacks then. Those are replayed in turns, with ``between`` told the
-    rate after each, so that a busy moment of the machine meets both.
+    ``drag`` is the factor of the batches' time with which it has the median of requests at random moments. Those are replayed in turns,
+    with ``between`` told the rate after each, so that a busy moment of the machine meets both. What a lone request takes longer than its
+    parts then is the latency that is nobody's work.
     """
     config = load_config(path)
     bare = call("bench.planning.batches", str(path), model, str(seconds))
     served.press(8, 1.0)
     rate = served.press(CLIENTS, seconds)["rate"]
+    lone = served.press(1, seconds)["p50"] / 1000
     turns = []
     for number in range(TURNS):
         turns.append(served.take(poisson(rate * USUAL, 2 * seconds / TURNS, seed + number, model)))
@@ -157,30 +158,29 @@ def measure(
         engine=loop,
         models={model: cost},
     )
-    drag = fit(costs, model, rate)
-    costs = dragged(costs, drag)
-    return Measured(costs.model_copy(update={"latency": lacking(turns, costs)}), rate, drag)
+    drag = fit(turns, costs, lone)
+    return Measured(dragged(costs, drag, lone), rate, drag)
 
 
-def fit(costs: Costs, model: str, rate: float) -> float:
+def fit(turns: Sequence[Turn], costs: Costs, lone: float) -> float:
+    """The drag with which the simulation has the median of what was replayed."""
+    wanted = np.nanmedian(np.concatenate([turn.seconds for turn in turns]))
     low, high = 0.25, 8.0
     while high / low > 1.002:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if Closed(dragged(costs, middle), model, CLIENTS, 2.0).rate() > rate else (low, middle)
+        slower = dragged(costs, middle, lone)
+        found = np.median(np.concatenate([simulate(turn.trace, slower, 1).latencies for turn in turns]))
+        low, high = (middle, high) if found < wanted else (low, middle)
     return low
 
 
-def lacking(turns: Sequence[Turn], costs: Costs) -> float:
-    """Seconds between the medians."""
-    wanted = np.nanmedian(np.concatenate([turn.seconds for turn in turns]))
-    found = np.median(np.concatenate([simulate(turn.trace, costs, 1).latencies for turn in turns]))
-    return max(0.0, float(wanted - found))
-
-
-def dragged(costs: Costs, drag: float) -> Costs:
-    """The same with all batches so many times as long."""
+def dragged(costs: Costs, drag: float, lone: float) -> Costs:
+    """The same with all batches so many times as long, and the latency with which a lone request takes so many seconds, if it can."""
 
     def slow(cost: Cost) -> Cost:
         return Cost.model_validate(cost.model_dump() | {"seconds": {size: drag * value for size, value in cost.seconds.items()}})
 
-    return costs.model_copy(update={"models": {name: slow(cost) for name, cost in costs.models.items()}})
+    models = {name: slow(cost) for name, cost in costs.models.items()}
+    (cost,) = models.values()
+    latency = lone - costs.client - costs.web - costs.engine - cost.table[1] - cost.encode
+    return costs.model_copy(update={"models": models, "latency": max(0.0, latency)})
