@@ -176,8 +176,6 @@ class Walk:
     def power_off(self, name: str) -> None:
         host = self.hosts[name]
         host.switch_off()
-        if host.holder.stdin is not None:
-            host.holder.stdin.close()
         with contextlib.suppress(subprocess.CalledProcessError):
             ip("link", "del", host.link)  # the kernel keeps it while it still has something to send
         self.shells[name].close()
