@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import socket
 import threading
 import time
@@ -25,8 +24,6 @@ from api.models.base import Info
 from api.models.jobs import Job
 from api.tracing import CURRENT
 
-# Ray reads it when it is imported: how long a process lives on while the head is away. Its own minute is shorter than many a restart.
-os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
 try:
     import ray
     from ray import serve

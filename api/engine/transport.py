@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
@@ -46,6 +47,8 @@ class Transport(Protocol):
 def build_transports(config: Config) -> dict[str, Transport]:
     """Each model's transport; models of one device share theirs. Raises ``ConfigError`` where a package is missing."""
     if config.cluster.engine == "ray":
+        # Ray reads it when it is imported: how long this process lives on while the head is away. Its own minute is shorter than many a restart.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
         transports: dict[str, Transport] = importlib.import_module("api.engine.ray").build(config)
         return transports
     engines = {device: Engine(config, device) for device in config.devices()}
