@@ -47,7 +47,7 @@ class Transport(Protocol):
 def build_transports(config: Config) -> dict[str, Transport]:
     """Each model's transport; models of one device share theirs. Raises ``ConfigError`` where a package is missing."""
     if config.cluster.engine == "ray":
-        # Ray reads it when it is imported: how long this process lives on while the head is away. Its own minute is shorter than many a restart.
+        # Ray reads it when it is imported: how long this process outlives the head. Its own minute is shorter than many a restart.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
         transports: dict[str, Transport] = importlib.import_module("api.engine.ray").build(config)
         return transports
