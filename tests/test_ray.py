@@ -338,7 +338,7 @@ def test_replicas_come_and_go_with_the_load(ray: Cluster, folder: Path) -> None:
     place = folder / "scaled"
     place.mkdir()
     (place / "plain.safetensors").write_bytes((folder / "plain.safetensors").read_bytes())
-    scale = {"min": 1, "max": 2, "target": 2.0, "up": 1.0, "down": 2.0}
+    scale = {"min": 1, "max": 2, "target": 0.5, "up": 1.0, "down": 2.0}
     models = {"plain": {"file": "plain.safetensors", "relative": True, "warmup": False, "cluster": {"autoscale": scale}}}
     toml = write_config(place, models, {"engine": {"threads": 1}}, cluster={"engine": "ray", "address": ray.address, "name": "scaled"})
     assert api("deploy", toml).returncode == 0
