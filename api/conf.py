@@ -332,7 +332,7 @@ class BlobsConf(Section):
     max_pixels: Annotated[int, Field(ge=1)] = 16_777_216
     """Pixels of any picture that a client sends."""
     expire: Delay = 86_400.0
-    """Seconds that uploaded and made pictures are kept, from the last task on that starts from them; 0 is for ever. Tasks must not wait longer."""
+    """Seconds that uploaded and made pictures are kept after their last use for a task, which must not wait longer; 0 is for ever."""
 
 
 class AuthConf(Section):
