@@ -308,7 +308,7 @@ class Cores(Setup):
         self.used: list[int] = []
         shelf = Shelf.holding({"counter": self.model, "slow": self.slow})
         self.lane = Lane(shelf, self.ear, max_batch=lambda model_id: 8, max_queue=100, cores=2, use=self.use)
-        self.threads = [threading.Thread(target=self.lane.run, daemon=True) for _ in range(2)]
+        self.threads = [threading.Thread(target=self.lane.run, args=(first,), daemon=True) for first in (True, False)]
         self.model.before = self.slow.before = lambda jobs: self.used.append(self.local.cores)
 
     def use(self, cores: int) -> None:
@@ -420,3 +420,14 @@ def test_an_error_in_one_cores_batch_leaves_the_others_alone(cores: Callable[...
     setup.start()
     setup.ear.wait(20)
     assert [seed for seed, result in setup.ear.results.items() if isinstance(result, ServerError)] == [7]
+
+
+def test_what_has_the_device_is_always_computed_by_the_first_thread(cores: Callable[..., Cores]) -> None:
+    setup, threads = cores(), set[int]()
+    setup.slow.before = lambda jobs: threads.add(threading.get_ident())
+    setup.start()
+    for seed in range(0, 60, 2):
+        setup.submit(seed, model="slow", steps=1, wait=60.0 if seed % 4 else 0.0)  # every other one is late already
+        setup.submit(seed + 1)
+        setup.ear.wait(seed + 2)
+    assert threads == {setup.threads[0].ident}

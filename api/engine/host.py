@@ -283,7 +283,7 @@ class Host:
 
     def compute(self) -> None:
         with leaving_if_lost():
-            self.lane.run()
+            self.lane.run(first=False)
 
 
 def is_quick(request: Request, output: Output) -> bool:
