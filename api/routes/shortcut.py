@@ -1,7 +1,7 @@
 """The short way to the routes that make one model's pictures out of a query alone.
 
-FastAPI looks for the route among all, and for what it is called with among all that could be there: five times the work of everything
-else that a web worker does for a picture. Here the path names the route, and the query is checked by the same class. Whatever is unusual
+FastAPI looks for the route among all, and for what it is called with among all that could be there: most of the application's own work
+for a picture (docs/performance.md). Here the path names the route, and the query is checked by the same class. Whatever is unusual
 goes FastAPI's way, which alone tells clients what is wrong with their input; tests/test_shortcut.py compares the two.
 """
 
