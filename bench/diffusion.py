@@ -117,9 +117,7 @@ def clock(call: Callable[[int], None], seconds: float) -> float:
 
 
 def report(options: Any, turns: dict[int, list[Turn]]) -> None:
-    print(
-        f"{options.model}, {time.strftime('%Y-%m-%d')}: medians of {len(turns[1])} turns of {options.seconds:g} s, {options.starts} starts\n"
-    )
+    print(f"{options.model}, {time.strftime('%Y-%m-%d')}: {len(turns[1])} turns of {options.seconds:g} s, {options.starts} starts\n")
     print("| | pipeline alone | server | server ÷ pipeline | quartiles |\n|---|---|---|---|---|")
     singles = [(1000 / bare, 1000 / served) for bare, served in turns[1]]
     tell("one picture, ms", singles, lambda ratio: f"{ratio - 1:+.1%}")
