@@ -108,7 +108,10 @@ class Worker:
     async def perform(self, claim: Claim) -> None:
         """Sees one task to its end, whatever that is."""
         try:
-            await self.attempt(claim)
+            with self.server.tracing.span("task") as span:
+                if span is not None:
+                    span.set_attributes({"task.id": claim.task.id, "model": str(claim.task.params["model"]), "attempt": claim.task.attempts})
+                await self.attempt(claim)
         except LeaseLost as error:
             log.info("task %s: %s", claim.task.id, error.detail)
         except asyncio.CancelledError:

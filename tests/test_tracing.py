@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from websockets.sync.client import connect
 
 from tests.checkpoints import tiny_precure
 from tests.serving import serve, write_config
@@ -101,6 +102,25 @@ def test_a_batch_is_linked_with_its_pictures(tmp_path: Path) -> None:
         (whole,) = [span for _, span in collector.spans if span.name == "POST /{model_id}/generate"]
         assert [(link.trace_id, link.span_id) for link in batch.links] == [(whole.trace_id, whole.span_id)]
         assert batch.trace_id != whole.trace_id
+
+
+def test_tasks_and_changes_are_traces_too(tmp_path: Path) -> None:
+    with collecting() as collector:
+        with serve(write(tmp_path, collector.url)) as server:
+            params = {"params_type": "generate", "model": "plain", "seed": 1}
+            task_id = server.client.post("/task", json=params).json()
+            until(lambda: server.client.get(f"/task/{task_id}").json()["event_type"] == "finished")
+            with connect(server.url.replace("http", "ws") + "/plain/live") as socket:
+                socket.send('{"seed": 2}')
+                socket.recv()
+        until(lambda: {"task", "change"} <= {span.name for _, span in collector.spans})
+        for name in ("task", "change"):
+            (whole,) = [span for _, span in collector.spans if span.name == name]
+            until(lambda: len([span for _, span in collector.spans if span.parent_span_id == whole.span_id]) >= 3)  # noqa: B023
+            parts = {span.name for _, span in collector.spans if span.parent_span_id == whole.span_id}
+            assert {"queue", "model", "encode"} <= parts
+            if name == "task":
+                assert {item.key: item.value.string_value for item in whole.attributes}["task.id"] == task_id
 
 
 def test_a_collector_that_is_gone_costs_nobody_a_picture(tmp_path: Path) -> None:

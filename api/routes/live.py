@@ -100,7 +100,8 @@ class Viewer:
 
     async def show(self, number: int, job: Edit, encoding: Encoding, keep: bool) -> None:
         try:
-            result = await self.server.compute(self.caller, [job], encoding, [edit_recipe(self.info, job)], free=True, keep=keep)
+            with self.server.tracing.span("change"):
+                result = await self.server.compute(self.caller, [job], encoding, [edit_recipe(self.info, job)], free=True, keep=keep)
         except ServerError as error:
             await self.say({"change": number, "detail": error.detail, "retry_after": error.retry_after})
             return
