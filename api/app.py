@@ -44,8 +44,29 @@ from api.routes import (
 from api.routes.shortcut import Shortcut
 from api.schemas.openai import envelope, envelope_faults, is_openai
 from api.server import Server
-from api.shedding import Shed
+from api.shedding import Shed, find_computing
 from api.tasks import working
+
+ROUTERS = (
+    info.router,
+    ui.router,
+    operations.router,
+    tokens.router,
+    tasks.router,
+    blobs.router,
+    exports.router,
+    remaking.router,
+    images.router,
+    gathering.router,
+    diffusion.router,
+    openai.router,
+    generation.router,
+    manipulation.router,
+    editing.router,
+    projection.router,
+    live.router,
+)
+"""What has a name of its own comes before models, whose names are anything."""
 
 
 def create_app(config: Config, environment: Environment | None = None) -> FastAPI:
@@ -73,33 +94,14 @@ def create_app(config: Config, environment: Environment | None = None) -> FastAP
         lifespan=lifespan,
     )
     app.openapi = lambda: state_bounds(FastAPI.openapi(app), config)  # type: ignore[method-assign]
-    # What has a name of its own comes before models, whose names are anything.
-    for router in (
-        info.router,
-        ui.router,
-        operations.router,
-        tokens.router,
-        tasks.router,
-        blobs.router,
-        exports.router,
-        remaking.router,
-        images.router,
-        gathering.router,
-        diffusion.router,
-        openai.router,
-        generation.router,
-        manipulation.router,
-        editing.router,
-        projection.router,
-        live.router,
-    ):
+    for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, tell_error)
     app.add_exception_handler(RequestValidationError, tell_invalid)
     app.add_exception_handler(HTTPException, tell_other)
     app.add_middleware(Shortcut, tell=tell_error)
     app.add_middleware(BodyLimit, limit=config.server.http.max_body)
-    app.add_middleware(Shed)
+    app.add_middleware(Shed, computing=find_computing(ROUTERS, config.models))
     if config.server.http.cors.enabled:
         app.add_middleware(
             CORSMiddleware,

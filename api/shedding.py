@@ -6,53 +6,63 @@ can be computed, that time would be missing where pictures are made.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from typing import Any
+from collections.abc import Iterable, Mapping
 
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import Busy
+from api.routes.parts import get_caller
 from api.schemas.openai import envelope, is_openai
 
-MOST = 1024
-"""Paths that are known to compute; there are a few for each model."""
+
+def find_computing(routers: Iterable[APIRouter], models: Iterable[str]) -> dict[tuple[str, str], APIRoute]:
+    """The routes that ask the limits for a place, by method and path: those that want to know who calls."""
+    models = list(models)
+    return {
+        (method, path): route
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute) and any(part.call is get_caller for part in route.dependant.dependencies)
+        for path in {route.path.replace("{model_id}", model_id) for model_id in models}
+        for method in route.methods
+    }
 
 
 class Shed:
-    """ASGI middleware: learns from the limits' refusals which paths compute, and answers those itself while ``Limits.full``."""
+    """ASGI middleware: answers requests to the ``computing`` routes itself while ``Limits.full``."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.known: dict[tuple[str, str], tuple[Any, bytes]] = {}  # method and path → route, and body of a refusal
+    def __init__(self, app: ASGIApp, computing: Mapping[tuple[str, str], APIRoute]) -> None:
+        self.app, self.computing = app, computing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        limits, target = scope["state"]["server"].limits, (scope["method"], scope["path"])
-        known = target in self.known and not is_conditional(scope)
-        if known and (full := limits.full()) is not None:
-            scope["route"], body = self.known[target]
-            scope["state"]["server"].telemetry.count("refusals", error=Busy.code)
-            return await refuse(send, body, full.retry_after)
-        status, refused = 0, False
+        server, route = scope["state"]["server"], self.computing.get((scope["method"], scope["path"]))
+        if route is None or server.limits.crowd is None or is_conditional(scope):
+            return await self.app(scope, receive, send)
+        if (full := server.limits.full()) is not None:
+            scope["route"] = route
+            server.telemetry.count("refusals", error=Busy.code)
+            return await refuse(send, write_body(scope["path"]), full.retry_after)
+        asked = False
 
         async def watch(message: Message) -> None:
-            nonlocal status, refused
+            nonlocal asked
             if message["type"] == "http.response.start":
-                status = message["status"]
-                if status == Busy.status:
-                    # Only the limits tell of themselves; a 503 for another reason says nothing of the path.
-                    refused = any(name.lower() == b"ratelimit" for name, _ in message["headers"])
+                # Only the limits tell of themselves; whoever is refused for another reason has not got as far as them.
+                asked = message["status"] < 300 or any(name.lower() == b"ratelimit" for name, _ in message["headers"])
             await send(message)
 
         try:
             await self.app(scope, receive, watch)
         finally:
-            if known and status != 429 and not (200 <= status < 300 or refused):
-                limits.make_room()  # it was not let in, and leaves no place
-        if refused and target not in self.known and len(self.known) < MOST:
-            self.known[target] = scope.get("route"), write_body(scope["path"])
+            if not asked:
+                server.limits.make_room()  # it was not let in, and leaves no place
 
 
 def is_conditional(scope: Scope) -> bool:
@@ -60,6 +70,7 @@ def is_conditional(scope: Scope) -> bool:
     return any(name == b"if-none-match" for name, _ in scope["headers"])
 
 
+@functools.cache
 def write_body(path: str) -> bytes:
     detail = Busy.default
     return json.dumps(envelope(Busy.status, detail, Busy.code) if is_openai(path) else {"detail": detail}).encode()

@@ -11,10 +11,11 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from api.app import create_app
+from api.app import ROUTERS, create_app
 from api.conf import ConcurrencyConf, LimitConf, load_config
 from api.errors import Busy
 from api.limits import Limits
+from api.shedding import find_computing
 from tests.checkpoints import tiny_precure
 from tests.serving import write_config
 
@@ -118,6 +119,19 @@ def test_without_a_queue_every_request_asks(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_only_what_asks_the_limits_is_refused_in_a_hurry() -> None:
+    found = set(find_computing(ROUTERS, ["faces", "glyphs"]))
+    assert {("POST", "/faces/generate"), ("GET", "/glyphs/image"), ("POST", "/text2img/"), ("GET", "/txt2img"), ("POST", "/task")} < found
+    assert {("POST", "/v1/images/edits"), ("POST", "/images/import")} < found
+    assert not found & {
+        ("POST", "/none/generate"),
+        ("GET", "/faces/directions"),
+        ("GET", "/v1/models"),
+        ("GET", "/models/"),
+        ("POST", "/blob"),
+    }
+
+
 def test_refusals_in_a_hurry_say_the_same(tmp_path: Path) -> None:
     tiny_precure(tmp_path / "plain.safetensors", levels=3)
     limit = {"concurrency": {"enabled": True, "max_concurrency": 1, "max_queue": 4}}
@@ -146,7 +160,10 @@ async def check(client: httpx.AsyncClient, limits: Limits) -> None:
     )
     async with asyncio.TaskGroup() as group:
         held = await fill(limits, 5, group)
-        told = [await ask() for ask in asking]
+        told = []
+        for ask in asking:
+            limits.crowd = None
+            told.append(await ask())
         assert [(answer.status_code, "ratelimit" in answer.headers) for answer in told] == [(503, True)] * 3
         assert limits.crowd is not None
         limits.crowd.probe += 600
@@ -157,6 +174,7 @@ async def check(client: httpx.AsyncClient, limits: Limits) -> None:
         assert all(answer.headers["x-request-id"] for answer in hurried)
         assert (await client.get("/plain/image?seed=1", headers={"If-None-Match": etag})).status_code == 304
         assert (await client.get("/readyz")).status_code == 200
+        assert (await client.post("/none/generate")).status_code == 404
         limits.crowd.free = 1
         for _ in range(3):
             assert (await client.post("/plain/generate?psi=9")).status_code == 422, "who is not let in leaves the chance to others"
