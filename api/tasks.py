@@ -110,7 +110,8 @@ class Worker:
         try:
             with self.server.tracing.span("task") as span:
                 if span is not None:
-                    span.set_attributes({"task.id": claim.task.id, "model": str(claim.task.params["model"]), "attempt": claim.task.attempts})
+                    facts = {"task.id": claim.task.id, "model": claim.task.params["model"], "attempt": claim.task.attempts}
+                    span.set_attributes(facts)
                 await self.attempt(claim)
         except LeaseLost as error:
             log.info("task %s: %s", claim.task.id, error.detail)
