@@ -43,6 +43,7 @@ if __name__ == "__main__":
     import uvicorn
 
     from api.switch import Switch
+    from guni.protocol import Protocol
 
     # Whom forwarding headers are believed is for the TOML to say, not for uvicorn.
     # And pictures do not get smaller when WebSockets compress them once more.
@@ -50,6 +51,7 @@ if __name__ == "__main__":
         Switch(app, build, config.server.tmp_dir),
         host=os.environ.get("HOST", "127.0.0.1"),
         port=int(os.environ.get("PORT", "8000")),
+        http=Protocol,
         access_log=False,
         proxy_headers=False,
         ws_per_message_deflate=False,

@@ -29,7 +29,7 @@ def find_computing(routers: Iterable[APIRouter], models: Iterable[str]) -> dict[
         for route in router.routes
         if isinstance(route, APIRoute) and any(part.call is get_caller for part in route.dependant.dependencies)
         for path in {route.path.replace("{model_id}", model_id) for model_id in models}
-        for method in route.methods
+        for method in route.methods or ()
     }
 
 

@@ -1,20 +1,66 @@
-"""HTTP/1.1 as uvicorn speaks it, with two things mended.
+"""HTTP/1.1 as uvicorn speaks it, with three things mended.
 
 A worker that leaves does not hang up on a client it has just accepted, and it ends the event streams, which have no end of their own,
-also where it leaves of itself because it has served its share.
+also where it leaves of itself because it has served its share. And no client keeps a connection by sending its request for ever.
+
+`python main.py` speaks it as gunicorn's workers do: nothing of gunicorn is imported here.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 PATIENCE = 1.0  # seconds that a leaving worker waits for the request of a new connection
+GIVEN_UP = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class Protocol(HttpToolsProtocol):
-    """Uvicorn closes a connection without a request at once. The request may be on its way, and its client would see a reset."""
+    """Uvicorn closes a connection without a request at once. The request may be on its way, and its client would see a reset.
 
+    And uvicorn waits for ever for the rest of a request. Here somebody looks now and then, which costs requests nothing.
+    """
+
+    period = 30.0  # seconds: a head that takes longer, or a body of which so long nothing comes, is given up within two of them
     leaving = False
+    pieces = 0  # of bodies that have come
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.seen = self.awaited()
+        self.timer = self.loop.call_later(self.period, self.look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.timer.cancel()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        self.timer.cancel()  # the connection is another protocol's now
+        super().handle_websocket_upgrade()
+
+    def on_body(self, body: bytes) -> None:
+        self.pieces += 1
+        super().on_body(body)
+
+    def awaited(self) -> object:
+        """What the client has yet to send; it is equal to what it was as long as nothing of that comes. ``None`` while the client waits."""
+        if self.cycle is None or self.cycle.response_complete:
+            waiting = self.timeout_keep_alive_task is None  # else uvicorn counts the seconds between two requests
+        else:
+            waiting = self.cycle.more_body and not self.flow.read_paused
+        return (self.cycle, self.pieces) if waiting else None
+
+    def look(self) -> None:
+        """Gives up a client of which we still await what we did when we looked the last time."""
+        awaited = self.awaited()
+        if awaited is None or awaited != self.seen:
+            self.seen = awaited
+            self.timer = self.loop.call_later(self.period, self.look)
+        elif not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_started == self.cycle.response_complete:  # not in the middle of an answer
+                self.transport.write(GIVEN_UP)
+            self.transport.close()
 
     def shutdown(self) -> None:
         if server := self.app_state.get("server"):
