@@ -246,7 +246,7 @@ class BlobsConf(Section):
     max_pixels: Annotated[int, Field(ge=1)] = 16_777_216
     """Pixels of any picture that a client sends."""
     expire: Delay = 86_400.0
-    """Seconds that uploaded and made pictures are kept after their last use for a task, which must not wait longer; 0 is for ever."""
+    """Seconds that uploaded and made pictures are kept after they were last sent to a task, and until it has ended; 0 is for ever."""
 
 
 class AuthConf(Section):

@@ -59,7 +59,8 @@ async def create_task(
     async with server.limits.admit(caller.address) as admission:
         for blob_id in params.blobs.values():
             await store.blobs.extend(blob_id, server.config.blobs.expire or None)
-        task = await store.tasks.create(owner, params.params_type, params.model_dump(mode="json", exclude_none=True), idempotency_key)
+        told = params.model_dump(mode="json", exclude_none=True)
+        task = await store.tasks.create(owner, params.params_type, told, idempotency_key, params.blobs.values())
     return JSONResponse(task.id, 201, {"Location": f"/task/{task.id}", **admission.headers()})
 
 

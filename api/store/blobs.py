@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from api.errors import BadInput, Busy, Conflict, NoSuchBlob, TooLarge
 from api.store.buckets import Bucket
 from api.store.database import Database
-from api.store.tables import Now, about, blobs
+from api.store.tables import Now, about, blobs, task_blobs, tasks
 from api.store.tasks import ID
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,11 @@ class Blob:
 
 
 COLUMNS = tuple(blobs.c[name] for name in Blob.__slots__)
-ALIVE = sa.or_(blobs.c.expires.is_(None), blobs.c.expires > Now())
+NEEDED = sa.exists().where(
+    task_blobs.c.blob_id == blobs.c.id, tasks.c.number == task_blobs.c.task, tasks.c.state.in_(("pending", "running"))
+)
+"""A task that waits or runs keeps what it is made from, however long that takes."""
+ALIVE = sa.or_(blobs.c.expires.is_(None), blobs.c.expires > Now(), NEEDED)
 
 
 class Blobs:
@@ -117,7 +121,7 @@ class Blobs:
 
     async def sweep(self, limit: int = 100) -> int:
         """Deletes up to ``limit`` expired blobs; tells how many."""
-        old = sa.select(blobs.c.id).where(blobs.c.expires < Now()).order_by(blobs.c.expires).limit(limit)
+        old = sa.select(blobs.c.id).where(blobs.c.expires < Now(), ~NEEDED).order_by(blobs.c.expires).limit(limit)
         async with self.database.write() as connection:
             keys = await connection.scalars(old.with_for_update(skip_locked=True))
             await connection.execute(sa.delete(blobs).where(blobs.c.id.in_(keys)))

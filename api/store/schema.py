@@ -18,7 +18,7 @@ from api.store.database import Database
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision; known here so that an open without anything to migrate does not import Alembic."""
 MIGRATE_LOCK = 0x5747_0002
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -124,6 +124,16 @@ blobs = sa.Table(
     sa.Index(None, "owner", "created"),
 )
 
+task_blobs = sa.Table(
+    "task_blobs",
+    metadata,
+    sa.Column("task", sa.ForeignKey("tasks.number", ondelete="CASCADE"), primary_key=True),
+    sa.Column("blob_id", sa.ForeignKey("blobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Index(None, "blob_id"),
+    sqlite_with_rowid=False,
+)
+"""The pictures that a task is made from."""
+
 sessions = sa.Table(
     "sessions",
     metadata,

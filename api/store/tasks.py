@@ -6,16 +6,16 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
-from api.errors import BadInput, Busy, Conflict, NoSuchTask
+from api.errors import BadInput, Busy, Conflict, NoSuchBlob, NoSuchTask
 from api.store.bell import Bell
 from api.store.database import Database, Transaction
 from api.store.events import append
-from api.store.tables import Now, tasks
+from api.store.tables import Now, blobs, task_blobs, tasks
 from api.store.texts import clean
 from api.store.transitions import COLUMNS, Place, Task, advance, ending, find_place, read_task
 
@@ -28,11 +28,13 @@ class Tasks:
         self.database, self.bell = database, bell
         self.max_pending, self.keep = max_pending, keep
 
-    async def create(self, owner: str, kind: str, params: Mapping[str, Any], idempotency_key: str | None = None) -> Task:
+    async def create(
+        self, owner: str, kind: str, params: Mapping[str, Any], idempotency_key: str | None = None, blob_ids: Collection[str] = ()
+    ) -> Task:
         """Stores a pending task before its id is known to anybody; ``params`` is what JSON can hold, and should contain the seed.
 
-        The same ``idempotency_key`` of the same owner gives the same task again. Raises ``Conflict`` where that task has other
-        parameters, ``BadInput``, and ``Busy`` where too many tasks wait.
+        ``blob_ids`` are kept until it has ended. The same ``idempotency_key`` of the same owner gives the same task again. Raises
+        ``Conflict`` where that task has other parameters, ``BadInput``, ``NoSuchBlob``, and ``Busy`` where too many tasks wait.
         """
         check_key(idempotency_key)
         digest = fingerprint(kind, params)
@@ -50,6 +52,7 @@ class Tasks:
             }
             values |= {"fingerprint": digest, "state": "pending", "turn": turn, "events": 1, "created": Now()}
             row = (await connection.execute(sa.insert(tasks).values(values).returning(*COLUMNS))).one()
+            await hold(connection, row.number, set(blob_ids))
             place = await find_place(connection, kind, turn, row.number)
             await append(self.database, connection, row, "pending", {"position": place.position, "wait": place.wait})
         self.bell.ring("tasks")
@@ -110,6 +113,15 @@ class Tasks:
         mine = sa.select(sa.func.max(tasks.c.turn)).where(tasks.c.owner == owner, tasks.c.state == "pending")
         last = await connection.scalar(mine)
         return max(now or 0, 0 if last is None else last + 1)
+
+
+async def hold(connection: Transaction, number: int, blob_ids: Collection[str]) -> None:
+    """Notes what a task is made from. Raises ``NoSuchBlob``."""
+    for blob_id in sorted(blob_ids):  # whoever locks several does so in one order
+        known = sa.select(sa.literal(number), blobs.c.id).where(blobs.c.id == blob_id)
+        added = await connection.execute(sa.insert(task_blobs).from_select(["task", "blob_id"], known).returning(task_blobs.c.blob_id))
+        if added.one_or_none() is None:
+            raise NoSuchBlob(blob_id[:64])
 
 
 async def find(connection: Transaction, task_id: str, owner: str | None) -> Task:
