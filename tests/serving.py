@@ -8,10 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import tomli_w
@@ -41,6 +42,10 @@ class Running:
         self.url, self.process, self.log, self.folder = url, process, log, folder
         self.client = httpx.Client(base_url=url, timeout=60)
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
     def engines(self) -> list[int]:
         """Pids of the engine processes of this server's folder."""
         found = []
@@ -51,7 +56,29 @@ class Running:
                     found.append(int(entry.name))
         return found
 
-    def wait_ready(self, seconds: float = 60.0) -> None:
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """What is asked for meanwhile waits: the engines stand still."""
+        engines = self.engines()
+        assert engines
+        for pid in engines:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in engines:
+                os.kill(pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """The web server goes; its engines stay for as long as they linger."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def wait_ready(self, seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.poll() is not None:
@@ -95,12 +122,25 @@ def serve(
         yield running
     finally:
         running.client.close()
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        running.stop()
         for pid in running.engines():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+
+class Crowd:
+    """Clients, each on a thread of its own, that come again until ``stop`` is set; the end of the block sets it and waits for them."""
+
+    def __init__(self, *clients: Callable[[], None]) -> None:
+        self.stop = threading.Event()
+        self.threads = [threading.Thread(target=client) for client in clients]
+
+    def __enter__(self) -> Self:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,12 +21,13 @@ from api.limits import Limits
 from api.limits.shared import RedisStore
 from tests import redises
 from tests.faults import Proxy, Watch, draw_seed, proper, wait_for
-from tests.serving import serve
+from tests.serving import Crowd, serve
 from tests.test_cluster import host
 from tests.test_limits_redis import CONF, NOWHERE, ONE, Traffic, all_places_are_free
 
 LONG = bool(os.environ.get("LONG"))
 ROUNDS = 10 if LONG else 1
+Fault = Callable[[Proxy, random.Random], Awaitable[None]]
 
 
 def through(network: Proxy) -> tuple[str, str]:
@@ -56,24 +57,30 @@ async def delays(network: Proxy, chance: random.Random) -> None:
     await asyncio.to_thread(network.mend)
 
 
-async def stall(network: Proxy, chance: random.Random) -> None:
-    for _ in range(ROUNDS):
-        await asyncio.to_thread(network.stall)
-        await asyncio.sleep(chance.uniform(1.2, 1.8))
-        await asyncio.to_thread(network.mend)
-        await asyncio.sleep(chance.uniform(0.0, 1.0))
+def lasting(strike: Callable[[Proxy], None], least: float, most: float) -> Fault:
+    """A fault that is over after so many seconds, from … to, and comes again."""
+
+    async def fault(network: Proxy, chance: random.Random) -> None:
+        for _ in range(ROUNDS):
+            await asyncio.to_thread(strike, network)
+            await asyncio.sleep(chance.uniform(least, most))
+            await asyncio.to_thread(network.mend)
+            await asyncio.sleep(chance.uniform(0.0, 1.0))
+
+    return fault
 
 
-async def dark(network: Proxy, chance: random.Random) -> None:
-    for _ in range(ROUNDS):
-        await asyncio.to_thread(network.darken)
-        await asyncio.sleep(chance.uniform(2.5, 5.0))
-        await asyncio.to_thread(network.mend)
-        await asyncio.sleep(chance.uniform(0.0, 1.0))
+FAULTS: dict[str, Fault] = {
+    "cuts": cuts,
+    "lost answers": lost_answers,
+    "delays": delays,
+    "stall": lasting(Proxy.stall, 1.2, 1.8),
+    "dark": lasting(Proxy.darken, 2.5, 5.0),
+}
 
 
-@pytest.mark.parametrize("fault", [cuts, lost_answers, delays, stall, dark])
-def test_a_bad_network_exceeds_no_limit_and_keeps_no_place(fault: Callable[[Proxy, random.Random], Awaitable[None]]) -> None:
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_bad_network_exceeds_no_limit_and_keeps_no_place(name: str) -> None:
     """Two hosts behind it, and one that reaches the server as ever and would be let in by mistake."""
     seed = draw_seed()
 
@@ -85,13 +92,13 @@ def test_a_bad_network_exceeds_no_limit_and_keeps_no_place(fault: Callable[[Prox
             for number in range(8):
                 group.create_task(traffic.come_again(str(number)))
             await traffic.until(lambda: traffic.done > 50)
-            await fault(network, traffic.chance)
+            await FAULTS[name](network, traffic.chance)
             watch, before = Watch(), traffic.done
             await traffic.until(lambda: traffic.done > before + 50)
             traffic.stop = True
         assert not traffic.faults, traffic.faults[:3]
         await all_places_are_free(hosts[0])
-        watch.tell(f"{fault.__name__}: Redis' limits admit again, {traffic.refused} refused meanwhile")
+        watch.tell(f"{name}: Redis' limits admit again, {traffic.refused} refused meanwhile")
         for limits in hosts:
             assert not limits.waiters
             await limits.close()
@@ -174,7 +181,6 @@ def test_redis_is_gone_for_five_seconds_under_load(tmp_path: Path) -> None:
     straight = redises.shared().new_url()
     statuses: Counter[int] = Counter()
     improper: list[httpx.Response] = []
-    stop = threading.Event()
 
     with Proxy(redises.shared().socket) as network:
         url = f"redis://127.0.0.1:{network.port}/{straight.rpartition('=')[2]}"
@@ -183,28 +189,21 @@ def test_redis_is_gone_for_five_seconds_under_load(tmp_path: Path) -> None:
 
             def come_again() -> None:
                 with httpx.Client(base_url=server.url, timeout=60) as client:
-                    while not stop.wait(0.02):
+                    while not crowd.stop.wait(0.02):
                         answer = client.post("/plain/generate")
                         statuses[answer.status_code] += 1
                         if answer.status_code not in (200, 503) or not proper(answer):
                             improper.append(answer)
 
-            threads = [threading.Thread(target=come_again) for _ in range(6)]
-            for thread in threads:
-                thread.start()
-            try:
+            with Crowd(*[come_again] * 6) as crowd:
                 wait_for(lambda: statuses[200] > 10, "requests are answered")
                 network.fail()
-                stop.wait(5.0)
+                time.sleep(5.0)
                 network.mend()
                 watch, before = Watch(), statuses[200]
                 wait_for(lambda: statuses[200] > before, "a request is answered again")
                 watch.tell("Redis was gone for 5 s, over HTTP")
                 wait_for(lambda: statuses[200] > before + 10, "requests are answered again")
-            finally:
-                stop.set()
-                for thread in threads:
-                    thread.join()
             assert not improper, [(answer.status_code, answer.text[:200]) for answer in improper[:3]]
             assert statuses[503]
             assert server.client.post("/plain/generate").status_code == 200

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -357,15 +358,28 @@ BAD: dict[str, tuple[str | bytes, str]] = {
 }
 
 
+Complaint = Callable[..., str]
+
+
+@pytest.fixture
+def complaint(capsys: pytest.CaptureFixture[str]) -> Complaint:
+    """The one line that is told of bad arguments."""
+
+    def run(*arguments: str | Path) -> str:
+        assert plan.main(list(map(str, arguments))) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        return told
+
+    return run
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_trace_is_told_in_a_line(name: str, tmp_path: Path, costs_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_trace_is_told_in_a_line(name: str, tmp_path: Path, costs_file: Path, complaint: Complaint) -> None:
     content, told = BAD[name]
     path = tmp_path / "trace"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert plan.main([str(path), "--costs", str(costs_file)]) == 2
-    complaint = capsys.readouterr().err
-    assert told in complaint
-    assert complaint.count("\n") == 1
+    assert told in complaint(path, "--costs", costs_file)
 
 
 @pytest.mark.parametrize(
@@ -377,18 +391,14 @@ def test_a_bad_trace_is_told_in_a_line(name: str, tmp_path: Path, costs_file: Pa
         ("gpus = 3\n[models.m]\nseconds = { 1 = 1.0 }", "gpus"),
     ],
 )
-def test_bad_costs_are_told_in_a_line(content: str, told: str, costs_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_costs_are_told_in_a_line(content: str, told: str, costs_file: Path, complaint: Complaint) -> None:
     costs_file.write_text(content)
-    assert plan.main(["--poisson", "10", "--seconds", "1", "--model", "m", "--costs", str(costs_file)]) == 2
-    complaint = capsys.readouterr().err
-    assert told in complaint
-    assert complaint.count("\n") == 1
+    assert told in complaint("--poisson", "10", "--seconds", "1", "--model", "m", "--costs", costs_file)
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["nowhere", "--costs", "nowhere"], ["--poisson", "1", "--seconds", "1"]])
-def test_what_is_missing_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(arguments) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_what_is_missing_is_told(arguments: list[str], complaint: Complaint) -> None:
+    assert complaint(*arguments)
 
 
 def test_the_command(costs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
