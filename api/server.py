@@ -16,9 +16,8 @@ import numpy as np
 
 from api.auth import Environment, Tokens
 from api.conf import Config
-from api.engine.client import Watch
 from api.engine.codec import Encoding
-from api.engine.transport import Transport, build_transports
+from api.engine.transport import Transport, Watch, build_transports
 from api.engine.wire import Picture
 from api.errors import BadInput, Blocked, Busy, Cancelled, ConfigError, NoAddress, NoSuchModel, NotFound, RateLimited
 from api.history.origin import Entry, Origin, entry_of

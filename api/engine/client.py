@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from api.conf import Config
-from api.engine.codec import Encoding
 from api.engine.socket import reach, socket_path
+from api.engine.transport import DEATHS, Transport, Watch
 from api.engine.wire import Bye, Cancel, Connection, Done, Failed, Hello, Picture, Progress, Return, Started, Submit, rebuild
-from api.errors import Expired, NotReady, Poisonous
+from api.errors import NotReady, Poisonous
 from api.models.base import Info
-from api.models.jobs import Job
-from api.tracing import CURRENT
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
-DEATHS = 2
 # A new engine imports torch before it listens to reason; until then looking often is cheap.
 LOOK, LONGEST_WAIT = 0.02, 5.0
 
-Watch = Callable[[Progress | Started], None]
+
+def build(config: Config) -> dict[str, Transport]:
+    engines = {device: Engine(config, device) for device in config.devices()}
+    return {model_id: engines[config.device(model_id)] for model_id in config.models}
 
 
 @dataclass(eq=False, slots=True)
@@ -49,33 +47,22 @@ class Pending:
     deaths: int = 0
 
 
-class Engine:
+class Engine(Transport):
     """The engine of one device, as a web worker sees it."""
 
     def __init__(self, config: Config, device: str) -> None:
-        self.config, self.device = config, device
-        self.path = socket_path(config, device)
-        self.numbers = itertools.count()
+        self.device, self.path = device, socket_path(config, device)
+        super().__init__(config, str(self.path), config.devices()[device])
         self.pending: dict[int, Pending] = {}
         self.link: Connection | None = None  # where new requests go
-        self.infos: dict[str, Info] = {}  # what is known of the models; outlives the engine that told it
-        self.failures: dict[str, str] = {}
-        self.loading = set(config.devices()[device])  # models that the engine cannot serve yet
-        self.news = asyncio.Event()  # set, and replaced, when one of the three has changed
         self.wanted = asyncio.Event()  # set when a link is needed
-        self.trouble: str | None = None  # why there is no engine, if it is known
         self.keeper: asyncio.Task[None] | None = None
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
 
     @property
     def linked(self) -> bool:
         return self.link is not None
 
     def open(self) -> None:
-        """Begins to connect; returns at once."""
         self.wanted.set()
         self.keeper = asyncio.create_task(self.keep())
 
@@ -86,47 +73,15 @@ class Engine:
         if self.link is not None:
             self.link.close()
 
-    async def run(
-        self,
-        job: Job,
-        *,
-        client: str,
-        encoding: Encoding,
-        recipe: Mapping[str, Any] | None = None,
-        deadline: float | None = None,
-        watch: Watch | None = None,
-        previews: int = 0,
-    ) -> Picture:
-        """Computes one job. Raises what the model or the engine says of it; cancelling the caller cancels the job.
-
-        ``deadline`` is in seconds of the monotonic clock; ``watch`` is told of the start and of each step,
-        ``previews`` times with a small picture.
-        """
-        deadline = time.monotonic() + self.config.server.engine.deadline if deadline is None else deadline
-        number = next(self.numbers)
-        submit = Submit(
-            id=number,
-            job=job,
-            client=client,
-            deadline=deadline,
-            encoding=encoding,
-            recipe=dict(recipe or {}),
-            progress=watch is not None,
-            previews=previews,
-            trace=CURRENT.get(),
-        )
+    async def ask(self, submit: Submit, watch: Watch | None) -> Picture:
         entry = Pending(submit, asyncio.get_running_loop().create_future(), watch)
-        self.pending[number] = entry
+        self.pending[submit.id] = entry
         self.send(entry)
         try:
-            # The engine refuses what is late by itself; the margin is for an engine that cannot.
-            async with asyncio.timeout(deadline - time.monotonic() + 1.0):
-                return await entry.answer
-        except TimeoutError:
-            raise Expired() from None
+            return await entry.answer
         finally:
-            if self.pending.pop(number, None) is not None and entry.link is not None:
-                entry.link.send(Cancel(number))
+            if self.pending.pop(submit.id, None) is not None and entry.link is not None:
+                entry.link.send(Cancel(submit.id))
 
     def send(self, entry: Pending) -> None:
         """Sends an entry if its model is there; else it goes when the engine tells that it is."""
@@ -181,8 +136,7 @@ class Engine:
         self.link, self.trouble = link, None
         self.infos |= {info.id: info for info in hello.infos}
         self.failures, self.loading = hello.failures, set(hello.loading)
-        self.news.set()
-        self.news = asyncio.Event()
+        self.tell()
         self.resend()
 
     def resend(self) -> None:

@@ -6,28 +6,25 @@ Ray chooses the replica, and holds requests back while there is none. What was l
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from api.conf import Config
-from api.engine.client import DEATHS, Watch
-from api.engine.codec import Encoding
+from api.engine.transport import DEATHS, Transport, Watch
 from api.engine.wire import Done, Failed, Hello, Picture, Progress, Started, Submit, pack, rebuild, unpack_all
-from api.errors import Busy, ConfigError, Expired, NotReady, Poisonous, ServerError
+from api.errors import Busy, ConfigError, NotReady, Poisonous, ServerError
 from api.models.base import Info
-from api.models.jobs import Job
-from api.tracing import CURRENT
 
 try:
     import ray
     from ray import serve
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+    from ray.serve.context import _set_global_client
     from ray.serve.exceptions import BackPressureError, RayServeException
 except ModuleNotFoundError as error:
     raise ConfigError(f"cluster.engine: {error.name} is not installed; pip install -r requirements-cluster.txt") from None
@@ -39,7 +36,7 @@ SILENCE = 10.0  # seconds without a word after which a replica counts as lost, a
 connecting = threading.Lock()
 
 
-def build(config: Config) -> dict[str, RayEngine]:
+def build(config: Config) -> dict[str, Transport]:
     return {model_id: RayEngine(config, model_id) for model_id in config.models}
 
 
@@ -63,6 +60,18 @@ def connect(config: Config) -> None:
             raise ConfigError(f"cluster.address: there is no Ray cluster: {error}") from None
 
 
+def forget(response: Any) -> None:
+    """Cancels a call. Ray says here what has become of one that has just failed, which nobody needs to know any more."""
+    with contextlib.suppress(RayError, RayServeException):
+        response.cancel()
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled this task; Ray raises ``CancelledError`` also when a replica ends before its work does."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class Lost(Exception):  # noqa: N818
     """The replica is gone with the request; ``begun`` if it was being computed."""
 
@@ -70,32 +79,22 @@ class Lost(Exception):  # noqa: N818
         self.begun = begun
 
 
-class RayEngine:
+class RayEngine(Transport):
     """One model in the cluster; what an ``Engine`` is for a device."""
 
     def __init__(self, config: Config, model_id: str) -> None:
-        self.config, self.model_id = config, model_id
-        self.name = app_name(config, model_id)
-        self.numbers = itertools.count()
+        super().__init__(config, app_name(config, model_id), {model_id})
+        self.model_id = model_id
         self.handle: Any = None
         self.reached = asyncio.Event()  # set when there is a handle
-        self.infos: dict[str, Info] = {}
-        self.failures: dict[str, str] = {}
-        self.trouble: str | None = None
         self.heard = -SILENCE  # when a replica spoke last
-        self.news = asyncio.Event()
         self.keeper: asyncio.Task[None] | None = None
 
     @property
     def linked(self) -> bool:
         return time.monotonic() < self.heard + SILENCE
 
-    @property
-    def loading(self) -> set[str]:
-        return set() if self.linked else {self.model_id}
-
     def open(self) -> None:
-        """Begins to connect; returns at once."""
         self.keeper = asyncio.create_task(self.keep())
 
     async def close(self) -> None:
@@ -114,41 +113,10 @@ class RayEngine:
             await self.news.wait()
         return self.infos[model_id]
 
-    async def run(
-        self,
-        job: Job,
-        *,
-        client: str,
-        encoding: Encoding,
-        recipe: Mapping[str, Any] | None = None,
-        deadline: float | None = None,
-        watch: Watch | None = None,
-        previews: int = 0,
-    ) -> Picture:
-        """As ``Engine.run``."""
-        deadline = time.monotonic() + self.config.server.engine.deadline if deadline is None else deadline
-        submit = Submit(
-            id=next(self.numbers),
-            job=job,
-            client=client,
-            deadline=deadline,
-            encoding=encoding,
-            recipe=dict(recipe or {}),
-            progress=watch is not None,
-            previews=previews,
-            trace=CURRENT.get(),
-        )
-        try:
-            # The replica refuses what is late by itself; the margin is for one that cannot.
-            async with asyncio.timeout(deadline - time.monotonic() + 1.0):
-                await self.reached.wait()
-                return await self.insist(submit, watch)
-        except TimeoutError:
-            raise Expired() from None
-
-    async def insist(self, submit: Submit, watch: Watch | None) -> Picture:
+    async def ask(self, submit: Submit, watch: Watch | None) -> Picture:
         """Sends a request again when its replica is lost; by itself, if it may have been the reason."""
-        deaths = 0
+        await self.reached.wait()
+        deaths, wait = 0, LOOK
         while True:
             try:
                 return await self.attempt(submit, watch)
@@ -158,7 +126,8 @@ class RayEngine:
             if deaths >= DEATHS:
                 log.error("a request for %s was being computed at %d deaths of replicas and is refused", self.model_id, deaths)
                 raise Poisonous()
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
 
     async def attempt(self, submit: Submit, watch: Watch | None) -> Picture:
         """Raises ``Lost``, or what the replica says of the job."""
@@ -184,7 +153,7 @@ class RayEngine:
             raise Busy() from None
         except TimeoutError:
             # Nothing tells that a host has lost its power or its wire: the replica would have said that it lives.
-            response.cancel()
+            forget(response)
             log.warning("no word from a replica of %s", self.model_id)
         except StopAsyncIteration:
             log.warning("a replica of %s ended without an answer", self.model_id)
@@ -194,9 +163,8 @@ class RayEngine:
         except (RayError, RayServeException) as error:
             log.warning("a replica of %s is lost: %s", self.model_id, type(error).__name__)
         except asyncio.CancelledError:
-            # Ray says so too when a replica ends before its work does.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                response.cancel()
+            if is_cancelled():
+                forget(response)
                 raise
         raise Lost(begun)
 
@@ -206,41 +174,54 @@ class RayEngine:
         wait = LOOK
         while True:
             try:
-                if self.handle is None:
-                    self.handle = await asyncio.to_thread(self.find)
-                    self.reached.set()
+                if not self.linked:
+                    await self.renew()
                 async with asyncio.timeout(PATIENCE):
                     (hello,) = unpack_all(await self.handle.options(method_name="hello", stream=False).remote())
                 self.welcome(hello)
             except (RayError, RayServeException, TimeoutError):
-                self.tell(None)
+                self.miss(None)
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                self.miss(None)
             except ConfigError as error:
-                self.tell(str(error))
+                self.miss(str(error))
             except Exception as error:
-                self.tell(f"models.{self.model_id}: {type(error).__name__}: {error}")
+                self.miss(f"models.{self.model_id}: {type(error).__name__}: {error}")
             wait = min(2 * wait, LONGEST_WAIT)
             await asyncio.sleep(wait)
 
-    def tell(self, trouble: str | None) -> None:
+    async def renew(self) -> None:
+        """Takes a new handle: if Serve was ended and started again meanwhile, an old one leads nowhere for ever."""
+        old, self.handle = self.handle, await asyncio.to_thread(self.find)
+        self.reached.set()
+        if old is not None:
+            await old.shutdown_async()
+
+    def miss(self, trouble: str | None) -> None:
+        """No replica has answered."""
         if trouble and trouble != self.trouble:
             log.error(trouble)
         self.trouble = trouble
-        self.wake()
+        if not self.linked:
+            self.loading = {self.model_id}
+        self.tell()
 
     def find(self) -> Any:
         """The handle of the model's deployment. Raises ``ConfigError``."""
         connect(self.config)
         try:
             handle = serve.get_app_handle(self.name)
+        except RayActorError:
+            # Serve keeps the controller that it once found, even if that has ended.
+            _set_global_client(None)  # type: ignore[no-untyped-call]
+            raise
         except RayServeException:
             raise ConfigError(f"models.{self.model_id}: is not deployed in the Ray cluster: python -m api deploy") from None
         return handle.options(stream=True)
 
     def welcome(self, hello: Hello) -> None:
         self.infos = {info.id: info for info in hello.infos}
-        self.trouble, self.heard = None, time.monotonic()
-        self.wake()
-
-    def wake(self) -> None:
-        self.news.set()
-        self.news = asyncio.Event()
+        self.trouble, self.heard, self.loading = None, time.monotonic(), set()
+        self.tell()
