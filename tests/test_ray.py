@@ -45,7 +45,7 @@ Use = Callable[[Transport], Awaitable[None]]
 
 def api(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """A command of `python -m api`."""
-    return subprocess.run([sys.executable, "-m", "api", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "api", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +373,40 @@ def test_status_and_end(ray: Cluster, remote: Path) -> None:
         until(lambda: server.client.get("/readyz").status_code == 503)
         assert api("deploy", remote).returncode == 0
         assert server.client.get("/plain/image?seed=5").status_code == 200
+
+
+def test_no_room_is_told_in_time(ray: Cluster, folder: Path) -> None:
+    """Neither for a model nor for its successor, during whose wait the old one serves; what is wanted less then finds room."""
+    place = folder / "crowded"
+    place.mkdir()
+    (place / "plain.safetensors").write_bytes((folder / "plain.safetensors").read_bytes())
+
+    def configure(description: str, num_cpus: float, patience: float) -> Path:
+        model = {
+            "file": "plain.safetensors",
+            "relative": True,
+            "warmup": False,
+            "description": description,
+            "cluster": {"num_cpus": num_cpus},
+        }
+        cluster = {"engine": "ray", "address": ray.address, "name": "crowded", "patience": patience}
+        return write_config(place, {"plain": model}, {"engine": {"threads": 1}}, cluster=cluster)
+
+    try:
+        done = api("deploy", configure("old", 1000.0, 33.0))  # Ray says what is missing after thirty seconds
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith("plain: not done after 33 s"), done.stderr
+        assert '"CPU": 1000.0' in done.stderr, done.stderr
+        done = api("deploy", configure("old", 1.0, 300.0))
+        assert (done.returncode, done.stderr) == (0, "")
+        toml = configure("new", 1000.0, 2.0)
+        done = api("deploy", toml)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert states(toml)["plain"]["replicas"]["RUNNING"] == 1  # type: ignore[index]
+        with serve(toml) as server:
+            assert server.client.get("/plain/image?seed=5").status_code == 200
+    finally:
+        assert api("down", configure("new", 1000.0, 300.0)).returncode == 0
 
 
 def test_what_is_wrong_is_told(ray: Cluster, local: Config, folder: Path, tmp_path: Path) -> None:

@@ -294,6 +294,8 @@ class ClusterConf(Section):
     """The Ray cluster's head, such as "10.0.0.1:6379"; unset: `RAY_ADDRESS`, or the cluster that this host belongs to."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "stylegan"
     """What the deployments in the Ray cluster begin with: several servers may share one."""
+    patience: Seconds = 600.0
+    """Seconds that `python -m api deploy` and `down` wait for the Ray cluster to do what they ask."""
     ingress: IngressConf = IngressConf()
     """Ray Serve as the way in, where models live in a Ray cluster."""
     redis: RedisUrl | None = None
