@@ -37,7 +37,7 @@ try:
     app = create_app(config, read_environment())
 except ConfigError as error:
     print(error.detail, file=sys.stderr)
-    sys.exit(2)
+    raise SystemExit(2) from error
 
 if __name__ == "__main__":
     import uvicorn

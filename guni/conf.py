@@ -36,11 +36,13 @@ def when_ready(server):
 
 
 def post_worker_init(worker):
-    """`python -m api reload` finds gunicorn by what stands in tmp_dir."""
+    """`python -m api reload` finds gunicorn by what stands in tmp_dir; and gunicorn finds tmp_dir, also when the TOML is broken."""
     from api import presence
+    from guni import reloading
     from main import config
 
     presence.appear(config.server.tmp_dir, worker.ppid)
+    reloading.note(config.server.tmp_dir)
 
 
 accesslog = None  # the application writes one with request ids

@@ -7,14 +7,25 @@ has the new engines load their models. It holds on to them until the new workers
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import signal
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from api.conf import Config
 
 READY = b"ready"
 LOOK = 0.2  # seconds
+NOTE = mmap.mmap(-1, 4096)
+"""Where workers, who are forked, note their ``tmp_dir`` for the arbiter: a TOML that is broken does not tell it any more."""
+
+
+def note(tmp_dir: Path) -> None:
+    NOTE[:] = os.fsencode(tmp_dir).ljust(len(NOTE), b"\0")
 
 
 class Reloading:
@@ -40,7 +51,8 @@ class Reloading:
         # Neither standard output nor input: the new engines inherit the one, and workers, who are forked, the other.
         self.pipe, writing = os.pipe()
         os.set_blocking(self.pipe, False)
-        self.child = subprocess.Popen([sys.executable, "-m", "guni.reloading", str(writing)], pass_fds=(writing,))
+        command: list[str | bytes] = [sys.executable, "-m", "guni.reloading", str(writing), NOTE[:].rstrip(b"\0")]
+        self.child = subprocess.Popen(command, pass_fds=(writing,))
         os.close(writing)
 
     def hear(self) -> bytes | None:
@@ -51,20 +63,15 @@ class Reloading:
             return None
 
 
-async def prepare(pipe: int) -> None:
-    """In the child. Raises ``ConfigError``; ends with status 2 where ``main`` does."""
-    from api import presence
+async def prepare(config: Config, pipe: int) -> None:
+    """In the child: returns when the new workers are there. Raises ``ConfigError``."""
     from api.engine.client import Engine
     from api.engine.readiness import load_all
-    from api.errors import ConfigError
-    from api.telemetry import Telemetry
-    from main import config
 
     arbiter, over = os.getppid(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-    telemetry = Telemetry(config.server.tmp_dir, "reload")
     engines = [Engine(config, device) for device in config.devices()]
-    serving = {engine.path for engine in engines if engine.path.exists()}
+    serving = {engine.name for engine in engines if engine.path.exists()}
     for engine in engines:
         engine.open()
     try:
@@ -73,27 +80,40 @@ async def prepare(pipe: int) -> None:
         os.kill(arbiter, signal.SIGHUP)
         while not over.is_set() and os.getppid() == arbiter:
             await asyncio.sleep(LOOK)
-        presence.tell(config.server.tmp_dir, None)
-        telemetry.count("reloads", outcome="applied")
-    except ConfigError as error:
-        presence.tell(config.server.tmp_dir, str(error.detail))
-        telemetry.count("reloads", outcome="refused")
-        raise
+        tell(config.server.tmp_dir, None)
     finally:
-        telemetry.close()
         await asyncio.gather(*(engine.close() for engine in engines))
 
 
-def main(pipe: int) -> int:
+def tell(tmp_dir: Path, refused: str | None) -> None:
+    """Says what came of it, to who asked for it and in the metrics."""
+    from api import presence
+    from api.telemetry import Telemetry
+
+    telemetry = Telemetry(tmp_dir, "reload")
+    telemetry.count("reloads", outcome="applied" if refused is None else "refused")
+    telemetry.close()
+    presence.tell(tmp_dir, refused)
+
+
+def main(pipe: int, tmp_dir: str) -> int:
+    """``tmp_dir`` is that of the workers; it is empty if none has started yet."""
     from api.errors import ConfigError
 
     try:
-        asyncio.run(prepare(pipe))
+        from main import config
+
+        asyncio.run(prepare(config, pipe))
+        return 0
     except ConfigError as error:
-        print(f"the workers stay, the configuration cannot be used: {error.detail}", file=sys.stderr)
-        return 2
-    return 0
+        refused = str(error.detail)
+    except SystemExit as end:  # so ends who imports main with a broken TOML
+        refused = str(end.__cause__)
+    if tmp_dir:
+        tell(Path(tmp_dir), refused)
+    print(f"the workers stay, the configuration cannot be used: {refused}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))

@@ -84,6 +84,13 @@ def test_models_come_go_and_are_replaced(config: Path, kind: str) -> None:
         assert server.engines() != [first]
 
 
+def counted(server: Running, outcome: str) -> float:
+    """Reloads, as the metrics have them."""
+    name = f'stylegan_reloads_total{{outcome="{outcome}"}} '
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_broken_changes_nothing_and_says_why(config: Path, kind: str) -> None:
     """A TOML with a mistake, one without TOML, and a checkpoint that shows its fault only when it is loaded."""
@@ -104,13 +111,15 @@ def test_what_is_broken_changes_nothing_and_says_why(config: Path, kind: str) ->
             done = reload(config)
             assert done.returncode == 2
             assert why in done.stderr
+        until(lambda: counted(server, "refused") == 3)
         assert models(server) == ["plain", "other"]
         if KINDS[kind]:
             until(lambda: children(server.process.pid) == processes)
         config.write_text(text + THIRD)
         assert reload(config).returncode == 0
         assert models(server) == ["plain", "other", "third"]
-        until(lambda: 'stylegan_reloads_total{outcome="applied"} 1.0' in httpx.get(f"{server.url}/metrics").text)
+        until(lambda: counted(server, "applied") == 1)
+        assert counted(server, "refused") == 3
 
 
 def test_websockets_and_event_streams_are_sent_to_the_successor(config: Path) -> None:
