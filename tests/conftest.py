@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -22,3 +24,15 @@ def chromium() -> "Iterator[Browser]":
 
     with browser() as chromium:
         yield chromium
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Files go to the processes of a test run whole, as their tests share servers. Those that start Ray clusters go to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "clusters" if Path(file).name.startswith(("test_ray", "test_cluster", "test_walk")) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
