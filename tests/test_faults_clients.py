@@ -103,14 +103,14 @@ def test_clients_that_take_for_ever_are_given_up(tmp_path: Path, workers: int) -
     )
     config = write(tmp_path)
     options = ["-c", str(home / "gunicorn.py")]
-    with serve(config, workers=workers, options=options, home=ROOT if workers else home) as running:
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(serve(config, workers=workers, options=options, home=ROOT if workers else home))
         begun = [b"", UNFINISHED["half a head"], UNFINISHED["half a body"]]
-        clients = [half_open(port(running), data) for data in begun]
+        clients = [stack.enter_context(half_open(port(running), data)) for data in begun]
         for client in clients:
             client.settimeout(60)
             assert client.recv(4096).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
             assert client.recv(4096) == b""
-            client.close()
         assert generate(running) == 200
         assert "Traceback" not in running.log.read_text()
 
