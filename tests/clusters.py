@@ -40,7 +40,8 @@ class Cluster:
     def __init__(self, folder: Path, cpus: int) -> None:
         port = free_port()
         self.address, self.log = f"127.0.0.1:{port}", folder / "start.log"
-        command = [*START, "--head", f"--temp-dir={folder}", f"--port={port}", f"--num-cpus={cpus}", "--include-dashboard=false"]
+        follow = ["setpriv", "--pdeathsig", "TERM"]  # so that it does not outlive a run of tests that is killed
+        command = [*follow, *START, "--head", f"--temp-dir={folder}", f"--port={port}", f"--num-cpus={cpus}", "--include-dashboard=false"]
         with self.log.open("wb") as out:
             self.node = subprocess.Popen(
                 [*command, "--node-ip-address=127.0.0.1"],
