@@ -6,24 +6,30 @@ import base64
 import contextlib
 import io
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from tests.serving import ROOT
 
 GANS = {
     name: {"file": str(ROOT / "default" / "models" / f"{name}.safetensors"), "name": name.title(), "warmup": False}
-    for name in ("glyphs", "faces")
+    for name in ("faces", "glyphs")
 }
+ENGINE = {"engine": {"threads": 1}}
+"""For the servers of such tests: a core is left for the browser."""
+LINGERING = {"engine": {"threads": 1, "linger": 60.0}}
+"""For a server that another takes the place of: it finds the engine at work."""
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 PATIENCE = 60_000.0
 """Milliseconds that a condition may take to come true on a slow machine."""
+expect.set_options(timeout=PATIENCE)
 PIXELS = """async image => {
     await image.decode();
     const canvas = Object.assign(document.createElement('canvas'), {width: image.naturalWidth, height: image.naturalHeight});
@@ -61,11 +67,35 @@ def pixels(image: Locator) -> Any:
     """What an ``<img>`` or a ``<canvas>`` shows, in its own resolution: (H, W, 3)."""
     image.wait_for()
     told = image.evaluate("it => it.toDataURL()" if image.evaluate("it => it.tagName") == "CANVAS" else PIXELS)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(told.partition(",")[2]))).convert("RGB")).astype(int)
+    return decode(base64.b64decode(told.partition(",")[2]))
+
+
+def decode(data: bytes) -> Any:
+    """What a picture's file shows: (H, W, 3)."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
 
 
 def fetch(page: Page, path: str) -> Any:
     """The same picture from the server's own route."""
     answer = page.request.get(path)
     assert answer.ok, answer.text()
-    return np.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB")).astype(int)
+    return decode(answer.body())
+
+
+def until(page: Page, condition: Callable[[], bool], what: str = "it did not come true") -> None:
+    """Waits as the page's time passes, which stands still while this process sleeps."""
+    end = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < end, what
+        page.wait_for_timeout(50)
+
+
+def shows(image: Locator, wanted: Any, off: int = 0) -> None:
+    """Waits until an ``<img>`` or a ``<canvas>`` shows just that, or what is ``off`` by so many 8-bit steps."""
+
+    def same() -> bool:
+        found = pixels(image)
+        return bool(found.shape == wanted.shape and abs(found - wanted).max() <= off)
+
+    until(image.page, same, "another picture is shown")

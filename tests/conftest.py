@@ -11,6 +11,8 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from tests.serving import Running
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MKL_CBWR", "AUTO")
 for name in ("CI", "BUILD_NUMBER"):  # there, pytest compares pictures that differ byte by byte in text: minutes, and of no help
@@ -24,6 +26,29 @@ def chromium() -> "Iterator[Browser]":
 
     with browser() as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="session")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Running]":
+    """A server with the default GANs that keeps no pictures."""
+    from tests.browser import ENGINE, GANS
+    from tests.serving import serve, write_config
+
+    with serve(write_config(tmp_path_factory.mktemp("studio"), GANS, ENGINE)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Running]":
+    """A server with the default GANs and a tiny diffusion model, with a history: tests must expect what others have left there."""
+    from tests.browser import ENGINE, GANS
+    from tests.serving import serve, write_config
+    from tests.tiny_pipelines import save
+
+    folder = tmp_path_factory.mktemp("gallery")
+    models = GANS | {"words": {"file": str(save("sd", folder)), "name": "Words", "warmup": False}}
+    with serve(write_config(folder, models, ENGINE, store={"history": True})) as running:
+        yield running
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,29 @@ from tests.checkpoints import tiny_precure
 from tests.serving import ROOT, write_config
 
 PNG = Encoding("png")
+STAYS = 1000.0  # seconds
 KILLS = int(os.environ.get("KILLS", "4"))
+
+
+def configure(folder: Path, linger: float) -> Config:
+    tiny_precure(folder / "tiny.safetensors", levels=4)
+    models = {"tiny": {"file": "tiny.safetensors", "relative": True, "warmup": False}}
+    return load_config(write_config(folder, models, {"engine": {"linger": linger, "max_batch": 8}}))
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    tiny_precure(tmp_path / "tiny.safetensors", levels=4)
-    models = {"tiny": {"file": "tiny.safetensors", "relative": True, "warmup": False}}
-    return load_config(write_config(tmp_path, models, {"engine": {"linger": 0.2, "max_batch": 8}}))
+    return configure(tmp_path, 0.2)
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """Of an engine that stays for the next test, for those that do it no harm."""
+    found = configure(tmp_path_factory.mktemp("lasting"), STAYS)
+    yield found
+    for pid in pids(found):
+        os.kill(pid, signal.SIGTERM)
+    asyncio.run(gone(found))
 
 
 def with_engines(config: Config, count: int, use: Callable[..., Awaitable[None]]) -> None:
@@ -51,7 +66,8 @@ def with_engines(config: Config, count: int, use: Callable[..., Awaitable[None]]
         finally:
             for engine in engines:
                 await engine.close()
-        await gone(config)
+        if config.server.engine.linger < STAYS:
+            await gone(config)
 
     asyncio.run(main())
 
@@ -82,23 +98,23 @@ def generate(engine: Engine, seed: int, client: str = "one", **options: float) -
     return engine.run(Generate(model="tiny", seed=seed), client=client, encoding=PNG, **options)  # type: ignore[arg-type]
 
 
-def test_workers_share_one_engine_and_get_the_same_bytes(config: Config) -> None:
+def test_workers_share_one_engine_and_get_the_same_bytes(lasting: Config) -> None:
     async def use(*engines: Engine) -> None:
         pictures = await asyncio.gather(*(generate(engine, seed) for engine in engines for seed in range(20)))
-        assert len(pids(config)) == 1
+        assert len(pids(lasting)) == 1
         for seed in range(20):
             assert len({picture.data for picture in pictures[seed::20]}) == 1
         assert (await engines[0].info("tiny")).width == pictures[0].width
 
-    with_engines(config, 3, use)
+    with_engines(lasting, 3, use)
 
 
-def test_the_socket_is_its_users_alone(config: Config) -> None:
+def test_the_socket_is_its_users_alone(lasting: Config) -> None:
     async def use(engine: Engine) -> None:
         await generate(engine, 1)
         assert stat.S_IMODE(engine.path.stat().st_mode) == 0o600
 
-    with_engines(config, 1, use)
+    with_engines(lasting, 1, use)
 
 
 def test_a_long_folder_name_is_no_obstacle(config: Config, tmp_path: Path) -> None:
@@ -228,7 +244,7 @@ def test_jobs_of_clients_that_leave_never_run(config: Config) -> None:
     assert 101 <= made["stylegan_pictures_total"] <= 101 + 150
 
 
-def test_errors_come_back_as_themselves(config: Config) -> None:
+def test_errors_come_back_as_themselves(lasting: Config) -> None:
     async def use(engine: Engine) -> None:
         with pytest.raises(NoSuchLabel):
             await engine.run(Generate(model="tiny", label="x"), client="", encoding=PNG)
@@ -237,7 +253,7 @@ def test_errors_come_back_as_themselves(config: Config) -> None:
         with pytest.raises(Expired):
             await generate(engine, 1, deadline=time.monotonic() - 1)
 
-    with_engines(config, 1, use)
+    with_engines(lasting, 1, use)
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_hides_no_other(tmp_path: Path) -> None:
@@ -254,7 +270,7 @@ def test_a_model_that_cannot_be_loaded_is_told_and_hides_no_other(tmp_path: Path
     with_engines(config, 1, use)
 
 
-def test_garbage_on_the_socket_ends_only_that_connection(config: Config) -> None:
+def test_garbage_on_the_socket_ends_only_that_connection(lasting: Config) -> None:
     async def use(engine: Engine) -> None:
         await generate(engine, 1)
         for garbage in (b"\xff" * 64, LENGTH.pack(3) + b"abc", LENGTH.pack(1) + b"\x05", b"\x00\x00"):
@@ -263,9 +279,9 @@ def test_garbage_on_the_socket_ends_only_that_connection(config: Config) -> None
             stranger.sendall(garbage)
             stranger.close()
         assert (await generate(engine, 2)).seed == 2
-        assert len(pids(config)) == 1
+        assert len(pids(lasting)) == 1
 
-    with_engines(config, 1, use)
+    with_engines(lasting, 1, use)
 
 
 def test_frames_survive_any_cut() -> None:

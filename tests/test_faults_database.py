@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from api.app import create_app
 from api.conf import load_config
 from tests.databases import cluster
 from tests.faults import Proxy, Watch, draw_seed, proper, wait_for
-from tests.serving import Running, serve
+from tests.serving import Crowd, Running, serve
 from tests.test_tasks import events, write
 
 LONG = bool(os.environ.get("LONG"))
 AWAY = 20.0 if LONG else 3.0  # seconds; longer than the lease, so that all that is at work is lost
 LEASE = 2.0
 PICTURES = 4
+Fault = Callable[[Proxy], None]
 
 
 class World:
@@ -47,28 +48,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             yield World(server, network)
 
 
-class Load:
+class Load(Crowd):
     """Clients that post tasks, each with the same key until it is accepted, and one that wants its pictures at once."""
 
     def __init__(self, world: World, posters: int = 3) -> None:
-        self.server, self.stop = world.server, threading.Event()
+        super().__init__(*(partial(self.post, number) for number in range(posters)), self.generate)
+        self.server = world.server
         self.accepted: list[tuple[int, str]] = []
         self.statuses: Counter[int] = Counter()
         self.improper: list[str] = []
         world.turn += 1
         self.name = f"load {world.turn}"
-        self.threads = [threading.Thread(target=self.post, args=(number,)) for number in range(posters)]
-        self.threads.append(threading.Thread(target=self.generate))
-
-    def __enter__(self) -> Load:
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop.set()
-        for thread in self.threads:
-            thread.join()
 
     def ask(self, client: httpx.Client, method: str, path: str, **options: Any) -> httpx.Response:
         answer = client.request(method, path, **options)
@@ -125,36 +115,32 @@ def lost_answers(network: Proxy) -> None:
         time.sleep(network.chance.uniform(0.0, 0.3))
 
 
-def delays(network: Proxy) -> None:
-    network.slow(0.0, 0.1)
-    time.sleep(AWAY)
-    network.mend()
+def lasting(strike: Callable[[Proxy], None]) -> Fault:
+    def fault(network: Proxy) -> None:
+        strike(network)
+        time.sleep(AWAY)
+        network.mend()
+
+    return fault
 
 
-def stall(network: Proxy) -> None:
-    network.stall()
-    time.sleep(AWAY)
-    network.mend()
+SHORT: dict[str, Fault] = {"restart": restart, "cuts": cuts, "lost answers": lost_answers}
+RARE: dict[str, Fault] = {
+    "crash": crash,
+    "delays": lasting(lambda network: network.slow(0.0, 0.1)),
+    "stall": lasting(Proxy.stall),
+    "dark": lasting(Proxy.darken),
+}
 
 
-def dark(network: Proxy) -> None:
-    network.darken()
-    time.sleep(AWAY)
-    network.mend()
-
-
-SHORT = (restart, cuts, lost_answers)
-RARE = (crash, delays, stall, dark)
-
-
-@pytest.mark.parametrize("fault", [*SHORT, *(pytest.param(fault, marks=pytest.mark.skipif(not LONG, reason="LONG=1")) for fault in RARE)])
-def test_no_accepted_task_is_lost_and_none_finished_twice(world: World, fault: Callable[[Proxy], None]) -> None:
+@pytest.mark.parametrize("name", [*SHORT, *(pytest.param(name, marks=pytest.mark.skipif(not LONG, reason="LONG=1")) for name in RARE)])
+def test_no_accepted_task_is_lost_and_none_finished_twice(world: World, name: str) -> None:
     with Load(world) as load:
         wait_for(lambda: len(load.accepted) > 5, "tasks are accepted")
-        fault(world.network)
+        (SHORT | RARE)[name](world.network)
         watch, before = Watch(), len(load.accepted)
         wait_for(lambda: len(load.accepted) > before + 3, "tasks are accepted again", 120)
-        watch.tell(f"{fault.__name__}: PostgreSQL's tasks are accepted")
+        watch.tell(f"{name}: PostgreSQL's tasks are accepted")
     assert not load.improper, load.improper[:5]
     print(dict(load.statuses))
     for seed, task_id in load.accepted:
@@ -165,7 +151,7 @@ def test_no_accepted_task_is_lost_and_none_finished_twice(world: World, fault: C
         assert kinds[-1] == "finished"
         blob = world.server.client.get(f"/blob/{told[-1][2]['image']['blob_id']}")
         assert (blob.status_code, blob.content) == (200, world.pictures[seed])
-    watch.tell(f"{fault.__name__}: all {len(load.accepted)} accepted tasks are finished")
+    watch.tell(f"{name}: all {len(load.accepted)} accepted tasks are finished")
     assert len({task_id for _, task_id in load.accepted}) == len(load.accepted)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
@@ -14,26 +13,17 @@ import numpy as np
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.browser import GANS, PATIENCE, context, fetch, needs_chromium, pixels
-from tests.serving import Running, serve, write_config
+from tests.browser import context, decode, fetch, needs_chromium, pixels
+from tests.serving import Running
 
 pytestmark = needs_chromium
-expect.set_options(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    config = write_config(tmp_path_factory.mktemp("studio"), GANS, server={"engine": {"threads": 1}})
-    with serve(config) as running:
-        yield running
 
 
 @pytest.fixture
-def page(chromium: Browser, server: Running) -> Iterator[Page]:
-    with context(chromium, server.url, permissions=["clipboard-read", "clipboard-write"]) as opened:
+def page(chromium: Browser, studio: Running) -> Iterator[Page]:
+    with context(chromium, studio.url, permissions=["clipboard-read", "clipboard-write"]) as opened:
         yield opened.new_page()
 
 
@@ -152,7 +142,7 @@ def test_link_and_command_make_the_same_picture(page: Page, tmp_path: Path) -> N
     expect(page.get_by_text("Command copied")).to_be_visible()
     subprocess.run(["bash", "-c", page.evaluate("navigator.clipboard.readText()")], cwd=tmp_path, check=True, capture_output=True)
     (made,) = tmp_path.iterdir()
-    assert same(np.asarray(Image.open(made).convert("RGB")), wanted)
+    assert same(decode(made.read_bytes()), wanted)
 
     large.get_by_role("button", name="Copy link").click()
     expect(page.get_by_text("Link copied")).to_be_visible()
@@ -164,7 +154,7 @@ def test_link_and_command_make_the_same_picture(page: Page, tmp_path: Path) -> N
     with page.expect_download() as download:
         large.get_by_role("button", name="Download").click()
     assert download.value.suggested_filename == "glyphs-5.png"
-    assert same(np.asarray(Image.open(download.value.path()).convert("RGB")), wanted)
+    assert same(decode(download.value.path().read_bytes()), wanted)
 
 
 def test_the_large_picture_is_left_and_turned_by_keys(page: Page) -> None:
@@ -179,7 +169,7 @@ def test_the_large_picture_is_left_and_turned_by_keys(page: Page) -> None:
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_kept_pictures_stay_and_travel_as_a_workspace(page: Page, server: Running) -> None:
+def test_kept_pictures_stay_and_travel_as_a_workspace(page: Page, studio: Running) -> None:
     page.goto("#/generate/faces?seed=7&count=4")
     expect(grid(page)).to_have_count(4)
     for place in (1, 3):
@@ -193,8 +183,8 @@ def test_kept_pictures_stay_and_travel_as_a_workspace(page: Page, server: Runnin
     assert workspace["modelId"] == "faces"
     assert [entry["seed"] for entry in workspace["data"]["gen"]] == [8, 10]
     styles = [entry["style"] for entry in workspace["data"]["gen"]]
-    again = server.client.post("/faces/blend?seed=8", json={"styles": styles[:1]}, headers={"Accept": "image/png"})
-    assert same(np.asarray(Image.open(io.BytesIO(again.content)).convert("RGB")), fetch(page, "/faces/image?seed=8"))
+    again = studio.client.post("/faces/blend?seed=8", json={"styles": styles[:1]}, headers={"Accept": "image/png"})
+    assert same(decode(again.content), fetch(page, "/faces/image?seed=8"))
 
     page.reload()
     expect(kept).to_have_count(2)
@@ -207,9 +197,9 @@ def test_kept_pictures_stay_and_travel_as_a_workspace(page: Page, server: Runnin
     expect(kept).to_have_count(2)
 
 
-def test_a_workspace_of_the_sample_client_is_opened(page: Page, server: Running) -> None:
+def test_a_workspace_of_the_sample_client_is_opened(page: Page, studio: Running) -> None:
     page.goto("#/generate/faces?seed=7&count=1")
-    made = server.client.post("/glyphs/generate?seed=4&label=K").json()
+    made = studio.client.post("/glyphs/generate?seed=4&label=K").json()
     text = json.dumps({"modelId": "glyphs", "data": {"gen": [made]}}).encode()
     page.get_by_label("Workspace file").set_input_files({"name": "w.json", "mimeType": "application/json", "buffer": text})
     kept = page.get_by_role("region", name="Kept pictures").get_by_role("img")

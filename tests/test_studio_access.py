@@ -12,12 +12,10 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import GANS, PATIENCE, context, needs_chromium
-from tests.serving import ROOT, Running, serve, write_config
-from tests.tiny_pipelines import save
+from tests.browser import context, needs_chromium
+from tests.serving import ROOT, Running
 
 pytestmark = needs_chromium
-expect.set_options(timeout=PATIENCE)
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light"},
@@ -37,17 +35,9 @@ PAGES = {
 """Each page's address, and something that is there once it is complete."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("access")
-    models = GANS | {"words": {"file": str(save("sd", folder)), "name": "Words", "warmup": False}}
-    with serve(write_config(folder, models, server={"engine": {"threads": 1}}, store={"history": True})) as running:
-        yield running
-
-
 @pytest.fixture(params=LOOKS)
-def page(request: pytest.FixtureRequest, chromium: Browser, server: Running) -> Iterator[Page]:
-    with context(chromium, server.url, reduced_motion="reduce", **LOOKS[request.param]) as opened:
+def page(request: pytest.FixtureRequest, chromium: Browser, gallery: Running) -> Iterator[Page]:
+    with context(chromium, gallery.url, reduced_motion="reduce", **LOOKS[request.param]) as opened:
         yield opened.new_page()
 
 
@@ -88,8 +78,8 @@ def check(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
 
 
-def test_the_keys_are_told_and_every_page_is_reached_without_a_mouse(chromium: Browser, server: Running) -> None:
-    with context(chromium, server.url) as opened:
+def test_the_keys_are_told_and_every_page_is_reached_without_a_mouse(chromium: Browser, gallery: Running) -> None:
+    with context(chromium, gallery.url) as opened:
         page = opened.new_page()
         visit(page, "generate")
         page.keyboard.press("?")
@@ -103,14 +93,14 @@ def test_the_keys_are_told_and_every_page_is_reached_without_a_mouse(chromium: B
         expect(page.get_by_role("heading", name="Models")).to_be_visible()
 
 
-def test_pages_do_not_jump_while_they_fill(chromium: Browser, server: Running) -> None:
+def test_pages_do_not_jump_while_they_fill(chromium: Browser, gallery: Running) -> None:
     """Cumulative layout shift, as browsers measure it; up to 0.1 counts as good."""
     watch = """
         window.shift = 0;
         new PerformanceObserver(list => { for (const one of list.getEntries()) if (!one.hadRecentInput) window.shift += one.value; })
             .observe({type: 'layout-shift', buffered: true});
     """
-    with context(chromium, server.url) as opened:
+    with context(chromium, gallery.url) as opened:
         for name in PAGES:
             page = opened.new_page()
             page.add_init_script(watch)
@@ -118,8 +108,8 @@ def test_pages_do_not_jump_while_they_fill(chromium: Browser, server: Running) -
             assert page.evaluate("window.shift") < 0.1, name
 
 
-def test_a_phone_has_all_pages_within_reach(chromium: Browser, server: Running) -> None:
-    with context(chromium, server.url, **PHONE) as opened:
+def test_a_phone_has_all_pages_within_reach(chromium: Browser, gallery: Running) -> None:
+    with context(chromium, gallery.url, **PHONE) as opened:
         page = opened.new_page()
         visit(page, "generate")
         expect(page.get_by_role("list", name="Pictures").get_by_role("img")).to_have_count(4)

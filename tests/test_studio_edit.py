@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,44 +14,25 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, WebSocketRoute, expect
 
-from tests.browser import GANS, PATIENCE, context, needs_chromium, pixels
-from tests.serving import Running, serve, write_config
+from tests.browser import context, decode, needs_chromium, shows
+from tests.serving import Running
 
 pytestmark = needs_chromium
-expect.set_options(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    config = write_config(tmp_path_factory.mktemp("edit"), GANS, server={"engine": {"threads": 1}})
-    with serve(config) as running:
-        yield running
 
 
 @pytest.fixture
-def page(chromium: Browser, server: Running) -> Iterator[Page]:
-    with context(chromium, server.url) as opened:
+def page(chromium: Browser, studio: Running) -> Iterator[Page]:
+    with context(chromium, studio.url) as opened:
         made = opened.new_page()
         made.goto("#/edit/faces?seed=7")
         yield made
 
 
-def edited(server: Running, model: str = "faces", **body: Any) -> Any:
+def edited(studio: Running, model: str = "faces", **body: Any) -> Any:
     """The picture that the route makes, (H, W, 3)."""
-    answer = server.client.post(f"/{model}/edit", json={"seed": 7, "psi": 0.7, **body}, headers={"Accept": "image/png"})
+    answer = studio.client.post(f"/{model}/edit", json={"seed": 7, "psi": 0.7, **body}, headers={"Accept": "image/png"})
     assert answer.status_code == 200, answer.text
-    return np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")).astype(int)
-
-
-def shows(canvas: Locator, wanted: Any) -> None:
-    """Waits until the canvas shows just that."""
-    canvas.wait_for()
-    for _ in range(600):
-        found = pixels(canvas)
-        if found.shape == wanted.shape and np.array_equal(found, wanted):
-            return
-        canvas.page.wait_for_timeout(100)
-    raise AssertionError("the canvas shows another picture")
+    return decode(answer.content)
 
 
 def picture(page: Page) -> Locator:
@@ -63,19 +43,19 @@ def slider(page: Page, name: str) -> Locator:
     return page.get_by_role("slider", name=name, exact=True)
 
 
-def test_a_moved_slider_moves_the_picture_as_the_route_does(page: Page, server: Running) -> None:
-    plain = edited(server)
+def test_a_moved_slider_moves_the_picture_as_the_route_does(page: Page, studio: Running) -> None:
+    plain = edited(studio)
     shows(picture(page), plain)
     slider(page, "Direction 1").fill("2.5")
-    moved = edited(server, directions={"sefa-1": 2.5})
+    moved = edited(studio, directions={"sefa-1": 2.5})
     assert not np.array_equal(moved, plain)
     shows(picture(page), moved)
     slider(page, "Direction 3").press("ArrowLeft")
-    shows(picture(page), edited(server, directions={"sefa-1": 2.5, "sefa-3": -0.05}))
+    shows(picture(page), edited(studio, directions={"sefa-1": 2.5, "sefa-3": -0.05}))
 
 
-def test_undo_redo_and_reset(page: Page, server: Running) -> None:
-    first, second = edited(server, directions={"sefa-1": 2.5}), edited(server, directions={"sefa-1": 2.5, "sefa-2": -3})
+def test_undo_redo_and_reset(page: Page, studio: Running) -> None:
+    first, second = edited(studio, directions={"sefa-1": 2.5}), edited(studio, directions={"sefa-1": 2.5, "sefa-2": -3})
     expect(page.get_by_role("button", name="Undo")).to_be_disabled()
     slider(page, "Direction 1").fill("2.5")
     shows(picture(page), first)
@@ -87,46 +67,46 @@ def test_undo_redo_and_reset(page: Page, server: Running) -> None:
     page.get_by_role("button", name="Redo").click()
     shows(picture(page), second)
     page.get_by_role("button", name="Reset").click()
-    shows(picture(page), edited(server))
+    shows(picture(page), edited(studio))
     page.get_by_role("button", name="Undo").click()
     shows(picture(page), second)
 
 
-def test_a_held_key_shows_what_it_was_before(page: Page, server: Running) -> None:
-    moved = edited(server, directions={"sefa-2": 4})
+def test_a_held_key_shows_what_it_was_before(page: Page, studio: Running) -> None:
+    moved = edited(studio, directions={"sefa-2": 4})
     slider(page, "Direction 2").fill("4")
     shows(picture(page), moved)
     page.keyboard.down("c")
-    shows(page.get_by_role("img", name="Before"), edited(server))
+    shows(page.get_by_role("img", name="Before"), edited(studio))
     page.keyboard.up("c")
     shows(picture(page), moved)
     button = page.get_by_role("button", name="Compare").bounding_box()
     assert button is not None
     page.mouse.move(button["x"] + 20, button["y"] + 10)
     page.mouse.down()
-    shows(page.get_by_role("img", name="Before"), edited(server))
+    shows(page.get_by_role("img", name="Before"), edited(studio))
     page.mouse.up()
     shows(picture(page), moved)
 
 
-def test_a_kept_picture_is_edited_further_and_survives_a_reload(page: Page, server: Running) -> None:
+def test_a_kept_picture_is_edited_further_and_survives_a_reload(page: Page, studio: Running) -> None:
     slider(page, "Direction 1").fill("3")
-    shows(picture(page), edited(server, directions={"sefa-1": 3}))
+    shows(picture(page), edited(studio, directions={"sefa-1": 3}))
     page.get_by_role("button", name="Keep", exact=True).click()
     page.get_by_role("region", name="Kept pictures").get_by_role("button", name="Picture, seed 7").click()
     expect(page.get_by_role("img", name="The picture that is edited")).to_be_visible()
     expect(slider(page, "Direction 1")).to_have_value("0")
     slider(page, "Direction 4").fill("-2")
-    wanted = edited(server, directions={"sefa-1": 3, "sefa-4": -2})
+    wanted = edited(studio, directions={"sefa-1": 3, "sefa-4": -2})
     shows(picture(page), wanted)
     page.reload()
     shows(picture(page), wanted)
     expect(slider(page, "Direction 4")).to_have_value("-2")
 
 
-def test_what_is_downloaded_is_what_is_shown(page: Page, server: Running, tmp_path: Path) -> None:
+def test_what_is_downloaded_is_what_is_shown(page: Page, studio: Running, tmp_path: Path) -> None:
     slider(page, "Direction 5").fill("2")
-    wanted = edited(server, directions={"sefa-5": 2})
+    wanted = edited(studio, directions={"sefa-5": 2})
     shows(picture(page), wanted)
     with page.expect_download() as told:
         page.get_by_role("button", name="Download").click()
@@ -136,18 +116,18 @@ def test_what_is_downloaded_is_what_is_shown(page: Page, server: Running, tmp_pa
         assert "sefa-5" in saved.info["parameters"]
 
 
-def test_another_model_and_its_labels(page: Page, server: Running) -> None:
+def test_another_model_and_its_labels(page: Page, studio: Running) -> None:
     page.get_by_label("Model").select_option("Glyphs")
     expect(page).to_have_url(re.compile("#/edit/glyphs"))
     page.get_by_role("textbox", name="Seed").fill("7")
     page.get_by_role("textbox", name="Seed").press("Tab")
     page.get_by_label("Label").select_option("A")
     slider(page, "Direction 1").fill("1")
-    shows(picture(page), edited(server, "glyphs", label="A", directions={"sefa-1": 1}))
+    shows(picture(page), edited(studio, "glyphs", label="A", directions={"sefa-1": 1}))
 
 
-def test_a_dragged_slider_ends_at_the_latest_picture(page: Page, server: Running) -> None:
-    shows(picture(page), edited(server))
+def test_a_dragged_slider_ends_at_the_latest_picture(page: Page, studio: Running) -> None:
+    shows(picture(page), edited(studio))
     box = slider(page, "Direction 1").bounding_box()
     assert box is not None
     middle = box["y"] + box["height"] / 2
@@ -157,12 +137,12 @@ def test_a_dragged_slider_ends_at_the_latest_picture(page: Page, server: Running
     page.mouse.up()
     amount = float(slider(page, "Direction 1").input_value())
     assert amount > 3
-    shows(picture(page), edited(server, directions={"sefa-1": amount}))
+    shows(picture(page), edited(studio, directions={"sefa-1": amount}))
     page.get_by_role("button", name="Undo").click()
-    shows(picture(page), edited(server))
+    shows(picture(page), edited(studio))
 
 
-def test_a_lost_connection_loses_nothing(page: Page, server: Running) -> None:
+def test_a_lost_connection_loses_nothing(page: Page, studio: Running) -> None:
     sockets: list[WebSocketRoute] = []
 
     def watch(socket: WebSocketRoute) -> None:
@@ -172,22 +152,22 @@ def test_a_lost_connection_loses_nothing(page: Page, server: Running) -> None:
     page.route_web_socket(re.compile("/live"), watch)
     page.reload()
     slider(page, "Direction 1").fill("1")
-    shows(picture(page), edited(server, directions={"sefa-1": 1}))
+    shows(picture(page), edited(studio, directions={"sefa-1": 1}))
     sockets[-1].close()
     slider(page, "Direction 2").fill("2")
-    shows(picture(page), edited(server, directions={"sefa-1": 1, "sefa-2": 2}))
+    shows(picture(page), edited(studio, directions={"sefa-1": 1, "sefa-2": 2}))
     assert len(sockets) > 1
 
 
-def test_it_fits_a_phone(chromium: Browser, server: Running) -> None:
-    with context(chromium, server.url, viewport={"width": 360, "height": 740}) as opened:
+def test_it_fits_a_phone(chromium: Browser, studio: Running) -> None:
+    with context(chromium, studio.url, viewport={"width": 360, "height": 740}) as opened:
         page = opened.new_page()
         page.goto("#/edit/faces?seed=7&to=sefa-1:2")
-        shows(picture(page), edited(server, directions={"sefa-1": 2}))
+        shows(picture(page), edited(studio, directions={"sefa-1": 2}))
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         slider(page, "Direction 9").scroll_into_view_if_needed()
         slider(page, "Direction 9").fill("3")
-        shows(picture(page), edited(server, directions={"sefa-1": 2, "sefa-9": 3}))
+        shows(picture(page), edited(studio, directions={"sefa-1": 2, "sefa-9": 3}))
         box = picture(page).bounding_box()
         assert box is not None
         assert box["y"] >= 0  # it stays in sight beside the sliders

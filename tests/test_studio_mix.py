@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,25 +10,17 @@ import numpy as np
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser import GANS, PATIENCE, context, needs_chromium, pixels
-from tests.serving import Running, serve, write_config
+from tests.browser import context, decode, needs_chromium, pixels, shows
+from tests.serving import Running
 
 pytestmark = needs_chromium
-expect.set_options(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serve(write_config(tmp_path_factory.mktemp("mix"), {"faces": GANS["faces"]}, server={"engine": {"threads": 1}})) as running:
-        yield running
 
 
 @pytest.fixture
-def page(chromium: Browser, server: Running) -> Iterator[Page]:
-    with context(chromium, server.url) as opened:
+def page(chromium: Browser, studio: Running) -> Iterator[Page]:
+    with context(chromium, studio.url) as opened:
         made = opened.new_page()
         made.goto("#/mix/faces")
         expect(head(made, "Column", 3)).to_be_visible()
@@ -44,37 +35,25 @@ def seed_of(page: Page, side: str, number: int) -> int:
     return int((head(page, side, number).get_attribute("aria-label") or "").rpartition(" ")[2])
 
 
-def style(server: Running, seed: int) -> str:
-    found: str = server.client.post("/faces/generate", params={"seed": seed, "psi": 0.7}).json()["style"]
+def style(studio: Running, seed: int) -> str:
+    found: str = studio.client.post("/faces/generate", params={"seed": seed, "psi": 0.7}).json()["style"]
     return found
 
 
 def read(answer: Any) -> Any:
     assert answer.status_code == 200, answer.text
-    data = base64.b64decode(answer.json()["data"])
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    return decode(base64.b64decode(answer.json()["data"]))
 
 
-def mixed(server: Running, row: int, column: int, levels: Sequence[int]) -> Any:
+def mixed(studio: Running, row: int, column: int, levels: Sequence[int]) -> Any:
     """What the route makes of two seeds, (H, W, 3); 1 stands for the column's level."""
-    body = {"styles": [style(server, row), style(server, column)]}
-    return read(server.client.post("/faces/mix", params={"seed": row, "levels": list(levels)}, json=body))
+    body = {"styles": [style(studio, row), style(studio, column)]}
+    return read(studio.client.post("/faces/mix", params={"seed": row, "levels": list(levels)}, json=body))
 
 
-def blended(server: Running, seeds: Sequence[int], weights: Sequence[float]) -> Any:
-    body = {"styles": [style(server, seed) for seed in seeds]}
-    return read(server.client.post("/faces/blend", params={"seed": seeds[0], "weights": list(weights)}, json=body))
-
-
-def shows(canvas: Locator, wanted: Any, off: int = 0) -> None:
-    """Waits until the canvas shows just that, or what is ``off`` by so many 8-bit steps."""
-    canvas.wait_for()
-    for _ in range(600):
-        found = pixels(canvas)
-        if found.shape == wanted.shape and abs(found - wanted).max() <= off:
-            return
-        canvas.page.wait_for_timeout(100)
-    raise AssertionError("the canvas shows another picture")
+def blended(studio: Running, seeds: Sequence[int], weights: Sequence[float]) -> Any:
+    body = {"styles": [style(studio, seed) for seed in seeds]}
+    return read(studio.client.post("/faces/blend", params={"seed": seeds[0], "weights": list(weights)}, json=body))
 
 
 def cell(page: Page, row: int, column: int) -> Locator:
@@ -86,36 +65,36 @@ def choose(page: Page, seed: int) -> None:
     page.keyboard.press("Enter")
 
 
-def test_a_cell_takes_its_columns_levels_and_the_others_of_its_row(page: Page, server: Running) -> None:
+def test_a_cell_takes_its_columns_levels_and_the_others_of_its_row(page: Page, studio: Running) -> None:
     row, column = seed_of(page, "Row", 2), seed_of(page, "Column", 3)
-    coarse = mixed(server, row, column, [1, 1, 0, 0, 0])
+    coarse = mixed(studio, row, column, [1, 1, 0, 0, 0])
     shows(cell(page, 2, 3), coarse)
     page.get_by_role("radiogroup", name="Of the column").get_by_text("Fine").click()
-    fine = mixed(server, row, column, [0, 0, 0, 1, 1])
+    fine = mixed(studio, row, column, [0, 0, 0, 1, 1])
     assert not np.array_equal(fine, coarse)
     shows(cell(page, 2, 3), fine)
     page.get_by_label("First level, as a number").fill("2")
     page.get_by_label("First level, as a number").press("Tab")
-    shows(cell(page, 2, 3), mixed(server, row, column, [0, 1, 1, 1, 1]))
+    shows(cell(page, 2, 3), mixed(studio, row, column, [0, 1, 1, 1, 1]))
     page.get_by_role("slider", name="Last level").press("ArrowLeft")
-    shows(cell(page, 2, 3), mixed(server, row, column, [0, 1, 1, 1, 0]))
+    shows(cell(page, 2, 3), mixed(studio, row, column, [0, 1, 1, 1, 0]))
 
 
-def test_rows_and_columns_are_chosen_added_and_taken_away(page: Page, server: Running) -> None:
+def test_rows_and_columns_are_chosen_added_and_taken_away(page: Page, studio: Running) -> None:
     head(page, "Row", 1).click()
     choose(page, 41)
     expect(head(page, "Row", 1)).to_have_accessible_name("Row 1, seed 41")
     page.get_by_role("button", name="Add a column").click()
     choose(page, 42)
-    shows(cell(page, 1, 4), mixed(server, 41, 42, [1, 1, 0, 0, 0]))
+    shows(cell(page, 1, 4), mixed(studio, 41, 42, [1, 1, 0, 0, 0]))
     head(page, "Column", 4).click()
     page.get_by_role("button", name="Take it away").click()
     expect(cell(page, 1, 4)).to_have_count(0)
 
 
-def test_pictures_are_dragged_between_the_places(page: Page, server: Running) -> None:
+def test_pictures_are_dragged_between_the_places(page: Page, studio: Running) -> None:
     row, column = seed_of(page, "Row", 1), seed_of(page, "Column", 1)
-    first = mixed(server, row, column, [1, 1, 0, 0, 0])
+    first = mixed(studio, row, column, [1, 1, 0, 0, 0])
     shows(cell(page, 1, 1), first)
     page.get_by_role("button", name="Row 1 with column 1", exact=True).drag_to(head(page, "Column", 2))
     expect(head(page, "Column", 2)).to_have_accessible_name(f"Column 2, seed {row}")
@@ -123,11 +102,11 @@ def test_pictures_are_dragged_between_the_places(page: Page, server: Running) ->
     head(page, "Column", 3).drag_to(head(page, "Row", 3))
     other = seed_of(page, "Column", 3)
     expect(head(page, "Row", 3)).to_have_accessible_name(f"Row 3, seed {other}")
-    shows(cell(page, 3, 1), mixed(server, other, column, [1, 1, 0, 0, 0]))
+    shows(cell(page, 3, 1), mixed(studio, other, column, [1, 1, 0, 0, 0]))
 
 
-def test_a_cell_is_opened_kept_and_edited(page: Page, server: Running) -> None:
-    wanted = mixed(server, seed_of(page, "Row", 1), seed_of(page, "Column", 2), [1, 1, 0, 0, 0])
+def test_a_cell_is_opened_kept_and_edited(page: Page, studio: Running) -> None:
+    wanted = mixed(studio, seed_of(page, "Row", 1), seed_of(page, "Column", 2), [1, 1, 0, 0, 0])
     page.get_by_role("button", name="Row 1 with column 2", exact=True).click()
     dialog = page.get_by_role("dialog", name="Picture")
     assert np.array_equal(pixels(dialog.get_by_role("img").first), wanted)
@@ -135,24 +114,24 @@ def test_a_cell_is_opened_kept_and_edited(page: Page, server: Running) -> None:
     shows(page.get_by_role("img", name="The edited picture"), wanted)
 
 
-def test_a_blend_follows_its_weights(page: Page, server: Running) -> None:
+def test_a_blend_follows_its_weights(page: Page, studio: Running) -> None:
     seeds = [seed_of(page, "Row", number) for number in (1, 2, 3)]
     page.get_by_text("Blend", exact=True).click()
     blend = page.get_by_role("img", name="The blend")
-    shows(blend, blended(server, seeds, [1, 1, 1]), off=1)
+    shows(blend, blended(studio, seeds, [1, 1, 1]), off=1)
     page.get_by_role("slider", name="Weight 2").fill("2.5")
     page.get_by_role("slider", name="Weight 3").fill("-0.5")
-    wanted = blended(server, seeds, [1, 2.5, -0.5])
+    wanted = blended(studio, seeds, [1, 2.5, -0.5])
     shows(blend, wanted, off=1)
     page.get_by_role("button", name="Keep", exact=True).click()
     kept = page.get_by_role("region", name="Kept pictures").get_by_role("img")
     assert np.array_equal(pixels(kept), wanted)
 
 
-def test_it_fits_a_phone(chromium: Browser, server: Running) -> None:
-    with context(chromium, server.url, viewport={"width": 360, "height": 740}) as opened:
+def test_it_fits_a_phone(chromium: Browser, studio: Running) -> None:
+    with context(chromium, studio.url, viewport={"width": 360, "height": 740}) as opened:
         page = opened.new_page()
         page.goto("#/mix/faces")
         expect(head(page, "Column", 3)).to_be_visible()
-        shows(cell(page, 3, 3), mixed(server, seed_of(page, "Row", 3), seed_of(page, "Column", 3), [1, 1, 0, 0, 0]))
+        shows(cell(page, 3, 3), mixed(studio, seed_of(page, "Row", 3), seed_of(page, "Column", 3), [1, 1, 0, 0, 0]))
         assert page.evaluate("document.documentElement.scrollWidth") <= 360

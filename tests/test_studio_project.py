@@ -14,22 +14,15 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import GANS, PATIENCE, context, fetch, needs_chromium, pixels
-from tests.serving import Running, serve, write_config
+from tests.browser import context, fetch, needs_chromium, pixels, shows, until
+from tests.serving import Running
 
 pytestmark = needs_chromium
-expect.set_options(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serve(write_config(tmp_path_factory.mktemp("project"), {"faces": GANS["faces"]}, server={"engine": {"threads": 1}})) as running:
-        yield running
 
 
 @pytest.fixture
-def page(chromium: Browser, server: Running) -> Iterator[Page]:
-    with context(chromium, server.url) as opened:
+def page(chromium: Browser, studio: Running) -> Iterator[Page]:
+    with context(chromium, studio.url) as opened:
         made = opened.new_page()
         made.goto("#/project")
         made.get_by_label("Steps, as a number").wait_for()
@@ -70,17 +63,9 @@ def test_a_dropped_photograph_is_found_and_edited(page: Page) -> None:
     search.get_by_role("button", name="Edit the result").click()
     expect(page).to_have_url(re.compile("#/edit/faces"))
     shown = page.get_by_role("img", name="The edited picture")
-    wait_for(page, lambda: np.array_equal(pixels(shown), found))
+    shows(shown, found)
     page.get_by_role("slider", name="Direction 1", exact=True).fill("2.5")
-    wait_for(page, lambda: not np.array_equal(pixels(shown), found))
-
-
-def wait_for(page: Page, condition: Any) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError("it did not come true")
+    until(page, lambda: not np.array_equal(pixels(shown), found), "the picture changes")
 
 
 def test_a_search_shows_how_far_it_is_survives_a_reload_and_is_cancelled(page: Page) -> None:

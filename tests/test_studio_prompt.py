@@ -15,26 +15,17 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser import PATIENCE, context, needs_chromium, pixels
-from tests.serving import Running, free_port, serve, write_config
+from tests.browser import LINGERING, context, decode, needs_chromium, pixels
+from tests.serving import Running, serve, write_config
 from tests.tiny_pipelines import save
 
 pytestmark = needs_chromium
-expect.set_options(timeout=PATIENCE)
 LONG = 150  # steps of a picture that is not to be finished before the test has done something to it
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("prompt")
-    models = {"words": {"file": str(save("sd", folder)), "name": "Words", "warmup": False}}
-    with serve(write_config(folder, models, server={"engine": {"threads": 1}})) as running:
-        yield running
-
-
 @pytest.fixture
-def page(chromium: Browser, server: Running) -> Iterator[Page]:
-    with context(chromium, server.url) as opened:
+def page(chromium: Browser, gallery: Running) -> Iterator[Page]:
+    with context(chromium, gallery.url) as opened:
         made = opened.new_page()
         made.goto("#/prompt")
         yield made
@@ -63,14 +54,13 @@ def noise(seed: int = 3) -> Any:
     return np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)
 
 
-def test_words_become_the_pictures_that_the_server_makes_of_them(page: Page, server: Running) -> None:
+def test_words_become_the_pictures_that_the_server_makes_of_them(page: Page, gallery: Running) -> None:
     images = ask(page, "a red face", steps=3, count=2).get_by_role("button").get_by_role("img")
     expect(images).to_have_count(2)
     for place in range(2):
         body = {"prompt": "a red face", "steps": 3, "seed": 5 + place}
-        (wanted,) = server.client.post("/text2img/", json=body).json()["images"]
-        made = np.asarray(Image.open(io.BytesIO(base64.b64decode(wanted))).convert("RGB"))
-        assert np.array_equal(pixels(images.nth(place)), made)
+        (wanted,) = gallery.client.post("/text2img/", json=body).json()["images"]
+        assert np.array_equal(pixels(images.nth(place)), decode(base64.b64decode(wanted)))
 
 
 def test_progress_is_told_and_previewed_and_survives_a_reload(page: Page) -> None:
@@ -166,15 +156,15 @@ def test_a_mask_repaints_inside_and_only_inside(page: Page) -> None:
 
 
 def test_a_job_outlives_the_server_that_took_it(chromium: Browser, tmp_path: Path) -> None:
-    port = free_port()
-    config = write_config(tmp_path, {"words": {"file": str(save("sd", tmp_path)), "warmup": False}}, tasks={"lease": 2.0})
-    with context(chromium, f"http://127.0.0.1:{port}") as opened:
+    models = {"words": {"file": str(save("sd", tmp_path)), "warmup": False}}
+    config = write_config(tmp_path, models, LINGERING)
+    with serve(config) as running, context(chromium, running.url) as opened:
         page = opened.new_page()
-        with serve(config, port=port):
-            page.goto("#/prompt")
-            job = ask(page, "a patient face", steps=LONG, count=4)
-            expect(job.get_by_role("status").filter(has_text="Step").first).to_be_visible()
+        page.goto("#/prompt")
+        job = ask(page, "a patient face", steps=LONG, count=4)
+        expect(job.get_by_role("status").filter(has_text="Step").first).to_be_visible()
+        running.stop()
         expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
-        with serve(config, port=port):
+        with serve(config, port=running.port):
             expect(job.get_by_role("button").get_by_role("img")).to_have_count(4)
             expect(page.get_by_role("alert")).to_have_count(0)

@@ -16,22 +16,14 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import GANS, PATIENCE, context, fetch, needs_chromium, pixels
-from tests.serving import ROOT, Running, free_port, serve, write_config
+from tests.browser import ENGINE, GANS, LINGERING, context, fetch, needs_chromium, pixels
+from tests.serving import ROOT, Running, serve, write_config
 
-expect.set_options(timeout=PATIENCE)
 FACES = {"faces": GANS["faces"]}
-ENGINE = {"engine": {"threads": 1}}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serve(write_config(tmp_path_factory.mktemp("pages"), FACES, server=ENGINE)) as running:
-        yield running
-
-
-def test_pages_allow_no_inline_script_and_what_has_a_hash_stays(server: Running) -> None:
-    page = server.client.get("/ui/")
+def test_pages_allow_no_inline_script_and_what_has_a_hash_stays(studio: Running) -> None:
+    page = studio.client.get("/ui/")
     assert page.headers["content-type"].startswith("text/html")
     assert page.headers["cache-control"] == "no-cache"
     policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
@@ -41,27 +33,27 @@ def test_pages_allow_no_inline_script_and_what_has_a_hash_stays(server: Running)
     names = re.findall(r'(?:src|href)="\./(assets/[^"]+)"', page.text)
     assert len(names) >= 2
     for name in names:
-        asset = server.client.get(f"/ui/{name}")
+        asset = studio.client.get(f"/ui/{name}")
         assert asset.headers["cache-control"] == "public, max-age=31536000, immutable"
         assert asset.headers["content-encoding"] == "gzip"
         assert asset.headers["content-type"].split(";")[0] in ("text/javascript", "text/css")
-        assert server.client.get(f"/ui/{name}", headers={"Accept-Encoding": "identity"}).text == asset.text
-        known = server.client.get(f"/ui/{name}", headers={"If-None-Match": asset.headers["etag"]})
+        assert studio.client.get(f"/ui/{name}", headers={"Accept-Encoding": "identity"}).text == asset.text
+        known = studio.client.get(f"/ui/{name}", headers={"If-None-Match": asset.headers["etag"]})
         assert (known.status_code, known.content) == (304, b"")
 
 
 @pytest.mark.parametrize(
     "path", ["assets", "../pyproject.toml", "..%2f..%2fpyproject.toml", "%2fetc%2fpasswd", "src/main.ts", "assets/none.js"]
 )
-def test_nothing_else_is_served(server: Running, path: str) -> None:
-    assert server.client.get(f"/ui/{path}").status_code == 404
+def test_nothing_else_is_served(studio: Running, path: str) -> None:
+    assert studio.client.get(f"/ui/{path}").status_code == 404
 
 
-def test_browsers_are_sent_to_the_studio_and_others_are_greeted(server: Running) -> None:
-    assert server.client.get("/", headers={"Accept": "text/html"}).headers["location"] == "ui/"
-    assert server.client.get("/ui").headers["location"] == "ui/"
-    assert server.client.get("/").json() == "Hello"
-    assert server.client.head("/ui/").status_code == 200
+def test_browsers_are_sent_to_the_studio_and_others_are_greeted(studio: Running) -> None:
+    assert studio.client.get("/", headers={"Accept": "text/html"}).headers["location"] == "ui/"
+    assert studio.client.get("/ui").headers["location"] == "ui/"
+    assert studio.client.get("/").json() == "Hello"
+    assert studio.client.head("/ui/").status_code == 200
 
 
 @pytest.fixture
@@ -136,18 +128,18 @@ def test_a_used_up_quota_is_told_with_the_time_and_goes_on_by_itself(chromium: B
 
 @needs_chromium
 def test_a_server_that_went_away_is_waited_for(chromium: Browser, tmp_path: Path) -> None:
-    port, config = free_port(), write_config(tmp_path, FACES, server=ENGINE)
-    with context(chromium, f"http://127.0.0.1:{port}") as opened:
+    config = write_config(tmp_path, FACES, server=LINGERING)
+    with serve(config) as running, context(chromium, running.url) as opened:
         page = opened.new_page()
-        with serve(config, port=port):
-            page.goto("#/generate/faces?seed=7&psi=0.5&count=4")
-            shown = page.get_by_role("list", name="Pictures").get_by_role("img")
-            expect(shown).to_have_count(4)
+        page.goto("#/generate/faces?seed=7&psi=0.5&count=4")
+        shown = page.get_by_role("list", name="Pictures").get_by_role("img")
+        expect(shown).to_have_count(4)
+        running.stop()
         page.get_by_role("textbox", name="Seed").fill("1234")
         page.keyboard.press("Control+Enter")
         expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
         expect(page.get_by_role("textbox", name="Seed")).to_have_value("1234")
-        with serve(config, port=port):
+        with serve(config, port=running.port):
             expect(shown).to_have_count(4)
             expect(page.get_by_role("alert")).to_have_count(0)
             assert np.array_equal(pixels(shown.first), fetch(page, "/faces/image?seed=1234&psi=0.5"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,26 +15,16 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image, ImageSequence
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser import GANS, PATIENCE, context, needs_chromium, pixels
-from tests.serving import Running, serve, write_config
+from tests.browser import context, needs_chromium, shows
+from tests.serving import Running
 
 pytestmark = needs_chromium
-expect.set_options(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    config = write_config(
-        tmp_path_factory.mktemp("walk"), {"faces": GANS["faces"]}, server={"engine": {"threads": 1}}, store={"history": True}
-    )
-    with serve(config) as running:
-        yield running
 
 
 @pytest.fixture
-def page(chromium: Browser, server: Running) -> Iterator[Page]:
+def page(chromium: Browser, gallery: Running) -> Iterator[Page]:
     """A walk of two seconds, five frames each, that stands still at its beginning."""
-    with context(chromium, server.url) as opened:
+    with context(chromium, gallery.url) as opened:
         made = opened.new_page()
         made.goto("#/walk/faces")
         expect(key(made, 4)).to_be_visible()
@@ -65,11 +53,11 @@ def seeds(page: Page) -> list[int]:
     ]
 
 
-def walked(server: Running, seeds: Sequence[int], frames: int = 10, loop: bool = True) -> list[Any]:
+def walked(gallery: Running, seeds: Sequence[int], frames: int = 10, loop: bool = True) -> list[Any]:
     """The frames that the route makes, (H, W, 3) each."""
-    styles = [server.client.post("/faces/generate", params={"seed": seed, "psi": 0.7}).json()["style"] for seed in seeds]
+    styles = [gallery.client.post("/faces/generate", params={"seed": seed, "psi": 0.7}).json()["style"] for seed in seeds]
     body = {"styles": styles, "frames": frames, "fps": 5, "loop": loop, "seed": seeds[0], "format": "apng"}
-    return read(base64.b64decode(server.client.post("/faces/interpolate", json=body).json()["data"]))
+    return read(base64.b64decode(gallery.client.post("/faces/interpolate", json=body).json()["data"]))
 
 
 def read(data: bytes) -> list[Any]:
@@ -77,24 +65,19 @@ def read(data: bytes) -> list[Any]:
         return [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(film)]
 
 
-def shows(page: Page, frame: int, wanted: Any) -> None:
+def previews(page: Page, frame: int, wanted: Any) -> None:
     """Waits until the preview shows that at a frame, but for the rounding of styles: one 8-bit step."""
     page.get_by_role("slider", name="Frame", exact=True).fill(str(frame))
-    for _ in range(600):
-        found = pixels(page.get_by_role("img", name="The walk"))
-        if found.shape == wanted.shape and abs(found - wanted).max() <= 1:
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError(f"the preview shows another picture at frame {frame}")
+    shows(page.get_by_role("img", name="The walk"), wanted, off=1)
 
 
-def test_the_preview_is_the_walk_that_the_route_makes(page: Page, server: Running) -> None:
-    frames = walked(server, seeds(page))
+def test_the_preview_is_the_walk_that_the_route_makes(page: Page, gallery: Running) -> None:
+    frames = walked(gallery, seeds(page))
     assert not np.array_equal(frames[0], frames[3])
     for place in (0, 3, 7, 9):
-        shows(page, place, frames[place])
+        previews(page, place, frames[place])
     page.get_by_text("One way", exact=True).click()
-    shows(page, 9, walked(server, seeds(page), loop=False)[9])
+    previews(page, 9, walked(gallery, seeds(page), loop=False)[9])
 
 
 def test_it_plays(page: Page) -> None:
@@ -107,7 +90,7 @@ def test_it_plays(page: Page) -> None:
     expect(page.get_by_role("button", name="Play")).to_be_visible()
 
 
-def test_key_pictures_are_chosen_moved_and_taken_away(page: Page, server: Running) -> None:
+def test_key_pictures_are_chosen_moved_and_taken_away(page: Page, gallery: Running) -> None:
     key(page, 2).click()
     page.get_by_role("dialog").get_by_label("Seed").fill("41")
     page.keyboard.press("Enter")
@@ -123,11 +106,11 @@ def test_key_pictures_are_chosen_moved_and_taken_away(page: Page, server: Runnin
     expect(key(page, 4)).to_have_count(0)
     now = seeds(page)
     assert now == [41, order[0], order[2]]
-    shows(page, 5, walked(server, now)[5])
+    previews(page, 5, walked(gallery, now)[5])
 
 
 @pytest.mark.parametrize("name", ["WebP", "GIF", "APNG", "MP4"])
-def test_a_walk_is_exported(page: Page, server: Running, tmp_path: Path, name: str) -> None:
+def test_a_walk_is_exported(page: Page, gallery: Running, tmp_path: Path, name: str) -> None:
     page.get_by_role("radiogroup", name="Format").get_by_text(name, exact=True).click()
     with page.expect_download() as told:
         page.get_by_role("button", name="Export").click()
@@ -137,25 +120,21 @@ def test_a_walk_is_exported(page: Page, server: Running, tmp_path: Path, name: s
     if name == "MP4":
         assert data[4:8] == b"ftyp"
         return
-    found, wanted = read(data), walked(server, seeds(page))
+    found, wanted = read(data), walked(gallery, seeds(page))
     assert len(found) == len(wanted) == 10
     for one, other in zip(found, wanted, strict=True):
         assert abs(one - other).mean() < 6  # 256 colours a frame at worst
 
 
-def test_a_reload_loses_no_film(page: Page, server: Running, tmp_path: Path) -> None:
-    (engine,) = server.engines()
-    wanted = walked(server, seeds(page))
+def test_a_reload_loses_no_film(page: Page, gallery: Running, tmp_path: Path) -> None:
+    wanted = walked(gallery, seeds(page))
     page.get_by_role("radiogroup", name="Format").get_by_text("APNG", exact=True).click()
-    os.kill(engine, signal.SIGSTOP)  # so that it is still to be made when the page is loaded again
-    try:
+    with gallery.frozen():  # so that it is still to be made when the page is loaded again
         page.get_by_role("button", name="Export").click()
         films = page.get_by_role("region", name="Films")
         expect(films).to_contain_text("A film of 4 key pictures, apng")
         page.reload()
         expect(films.get_by_role("button", name="Cancel")).to_be_visible()
-    finally:
-        os.kill(engine, signal.SIGCONT)
     with page.expect_download() as told:
         films.get_by_role("button", name="Download the film").click()
     told.value.save_as(tmp_path / "film")
@@ -164,20 +143,20 @@ def test_a_reload_loses_no_film(page: Page, server: Running, tmp_path: Path) -> 
     assert max(abs(one - other).max() for one, other in zip(found, wanted, strict=True)) <= 1
 
 
-def test_a_kept_film_is_walked_again(page: Page, server: Running) -> None:
+def test_a_kept_film_is_walked_again(page: Page, gallery: Running) -> None:
     body = {"seeds": [3, 5, 8], "frames": 12, "fps": 6, "loop": True, "seed": 3, "psi": 0.7}
-    assert server.client.post("/faces/interpolate", json=body).status_code == 200
+    assert gallery.client.post("/faces/interpolate", json=body).status_code == 200
     page.goto("#/library")
     page.get_by_role("list", name="Pictures").get_by_role("listitem").first.get_by_role("button").click()
     page.get_by_role("dialog", name="Picture", exact=True).get_by_role("button", name="Again").click()
     expect(key(page, 3)).to_have_accessible_name("Key picture 3, seed 8")
     assert seeds(page) == [3, 5, 8]
     expect(page.get_by_text("12 frames", exact=True)).to_be_visible()
-    shows(page, 4, walked(server, [3, 5, 8], frames=12)[4])
+    previews(page, 4, walked(gallery, [3, 5, 8], frames=12)[4])
 
 
-def test_it_fits_a_phone(chromium: Browser, server: Running) -> None:
-    with context(chromium, server.url, viewport={"width": 360, "height": 740}) as opened:
+def test_it_fits_a_phone(chromium: Browser, gallery: Running) -> None:
+    with context(chromium, gallery.url, viewport={"width": 360, "height": 740}) as opened:
         page = opened.new_page()
         page.goto("#/walk/faces")
         expect(key(page, 4)).to_be_visible()

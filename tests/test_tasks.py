@@ -322,7 +322,7 @@ def kill_worker(running: Running) -> None:
 
 
 def test_waiting_tasks_are_cancelled_refused_and_left_to_the_next_server(tmp_path: Path) -> None:
-    config = write(tmp_path, tasks={"parallel": 0, "max_pending": 3})
+    config = write(tmp_path, server={"engine": {"linger": 60.0}}, tasks={"parallel": 0, "max_pending": 3})
     with serve(config) as running:
         ids = [create(running, seed=seed) for seed in range(3)]
         assert [running.client.get(f"/task/{task_id}").json()["position"] for task_id in ids] == [0, 1, 2]
@@ -340,5 +340,6 @@ def test_waiting_tasks_are_cancelled_refused_and_left_to_the_next_server(tmp_pat
             assert [kind for _, kind, _ in reading.result(60)] == ["pending"]
             running.process.wait(60)
             assert time.monotonic() - begun < 30
-    with serve(write(tmp_path)) as running:
-        assert [wait(running, task_id)["event_type"] for task_id in ids] == ["cancelled", "finished", "finished"]
+        config.write_text(config.read_text().replace("parallel = 0", "parallel = 1"))
+        with serve(config) as another:
+            assert [wait(another, task_id)["event_type"] for task_id in ids] == ["cancelled", "finished", "finished"]
