@@ -99,6 +99,7 @@ class Server:
         self.keeping = asyncio.Event()  # set when the store is open
         self.opening = asyncio.Lock()
         self.listening: set[Stream[Any]] = set()  # event streams, which have no end of their own
+        self.leaving = False
 
     @classmethod
     async def open(cls, config: Config, tokens: Tokens | None = None) -> Self:
@@ -147,10 +148,21 @@ class Server:
         return ids, {"X-Image-Id": ", ".join(ids)}
 
     def hang_up(self) -> None:
-        """Ends the event streams; their clients come back, to a successor."""
+        """Ends the event streams, also those that begin later; their clients come back, to a successor."""
+        self.leaving = True
         for stream in self.listening:
-            stream.over = True
-            stream.wake.set()
+            stream.end()
+
+    @contextlib.contextmanager
+    def following(self, stream: Stream[Any]) -> Iterator[None]:
+        """Within this, the stream is one that the server ends when it leaves."""
+        self.listening.add(stream)
+        if self.leaving:
+            stream.end()
+        try:
+            yield
+        finally:
+            self.listening.discard(stream)
 
     async def close(self) -> None:
         if self.kept is not None:

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 import tomli_w
+from starlette.types import Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from api.server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -144,3 +148,20 @@ class Crowd:
         self.stop.set()
         for thread in self.threads:
             thread.join()
+
+
+@contextlib.asynccontextmanager
+async def inside(config: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Server]]:
+    """A server in this process, with a client that needs no socket to it."""
+    from api.app import create_app
+    from api.conf import load_config
+
+    app = create_app(load_config(config))
+    async with app.router.lifespan_context(app) as state:
+        assert state is not None
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "state": dict(state)}, receive, send)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(serve), base_url="http://server") as client:
+            yield client, state["server"]

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
 
-from api.app import ROUTERS, create_app
-from api.conf import ConcurrencyConf, LimitConf, load_config
+from api.app import ROUTERS
+from api.conf import ConcurrencyConf, LimitConf
 from api.errors import Busy
 from api.limits import Limits
 from api.shedding import find_computing
 from tests.checkpoints import tiny_precure
-from tests.serving import write_config
+from tests.serving import inside, write_config
 
 
 async def fill(limits: Limits, count: int, group: asyncio.TaskGroup) -> list[tuple[asyncio.Event, asyncio.Task[None]]]:
@@ -136,17 +135,11 @@ def test_refusals_in_a_hurry_say_the_same(tmp_path: Path) -> None:
     tiny_precure(tmp_path / "plain.safetensors", levels=3)
     limit = {"concurrency": {"enabled": True, "max_concurrency": 1, "max_queue": 4}}
     models = {"plain": {"file": "plain.safetensors", "relative": True}}
-    app = create_app(load_config(write_config(tmp_path, models, {"limit": limit, "engine": {"linger": 0.2}})))
+    config = write_config(tmp_path, models, {"limit": limit, "engine": {"linger": 0.2}})
 
     async def run() -> None:
-        async with app.router.lifespan_context(app) as state, asyncio.timeout(120):
-            assert state is not None
-
-            async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-                await app({**scope, "state": dict(state)}, receive, send)
-
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(serve), base_url="http://server") as client:
-                await check(client, state["server"].limits)
+        async with asyncio.timeout(120), inside(config) as (client, server):
+            await check(client, server.limits)
 
     asyncio.run(run())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -22,7 +23,7 @@ from websockets.sync.client import connect
 
 from tests.checkpoints import tiny_precure
 from tests.databases import KINDS, new_url
-from tests.serving import Running, serve, write_config
+from tests.serving import Running, inside, serve, write_config
 
 COUNT = 200 if os.environ.get("LONG") else 60
 
@@ -343,3 +344,15 @@ def test_waiting_tasks_are_cancelled_refused_and_left_to_the_next_server(tmp_pat
         config.write_text(config.read_text().replace("parallel = 0", "parallel = 1"))
         with serve(config) as another:
             assert [wait(another, task_id)["event_type"] for task_id in ids] == ["cancelled", "finished", "finished"]
+
+
+def test_streams_that_begin_while_the_server_leaves_end_too(tmp_path: Path) -> None:
+    config = write(tmp_path, server={"engine": {"linger": 0.2}}, tasks={"parallel": 0})
+
+    async def run() -> None:
+        async with asyncio.timeout(120), inside(config) as (client, server):
+            task_id = (await client.post("/task", json={"params_type": "generate", "model": "plain"})).json()
+            server.hang_up()
+            assert (await client.get(f"/task/{task_id}/events")).status_code == 200  # and the answer has an end
+
+    asyncio.run(run())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from api.store.transitions import Task
 
 router = APIRouter(tags=["tasks"])
+RESTART = 1012  # the WebSocket close code "service restart"
 SILENCE = 15.0
 """Seconds after which an idle stream says that it is alive; proxies close what is silent for a minute."""
 
@@ -143,6 +144,8 @@ async def send_events(websocket: WebSocket, stream: Stream[Stored]) -> None:
         while not stream.over:
             for event in await stream.take():
                 await websocket.send_json(tell(event))
+    with contextlib.suppress(RuntimeError):  # it may have been closed
+        await websocket.close(RESTART)
 
 
 async def leaving(websocket: WebSocket) -> None:
@@ -155,11 +158,8 @@ async def leaving(websocket: WebSocket) -> None:
 async def follow(server: Server, stream: Stream[Stored]) -> AsyncIterator[Stream[Stored]]:
     """The stream, which ends when the server wants to."""
     async with stream:
-        server.listening.add(stream)
-        try:
+        with server.following(stream):
             yield stream
-        finally:
-            server.listening.discard(stream)
 
 
 def is_over(task: Task) -> bool:

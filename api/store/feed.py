@@ -118,6 +118,11 @@ class Stream(Generic[Item]):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.feed.leave(self)
 
+    def end(self) -> None:
+        """Nothing more is taken from it."""
+        self.over = True
+        self.wake.set()
+
     def put(self, item: Item) -> None:
         if len(self.queue) >= BACKLOG:
             self.since = self.position(self.queue[0]) - 1 if self.since is None else self.since
