@@ -40,13 +40,20 @@ def connect(url: str) -> Redis:
     return client
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What the library raises where a server cannot be used. What uvloop's transports raise that have just been closed, it lets through."""
+    from redis.exceptions import RedisError
+
+    return RedisError, OSError, RuntimeError
+
+
 async def greet(client: Redis) -> None:
     """Raises ``ConfigError`` if the server is there and does not want us; one that is away may come."""
-    from redis.exceptions import AuthenticationError, RedisError, ResponseError
+    from redis.exceptions import AuthenticationError, ResponseError
 
     try:
         await cast(Awaitable[bool], client.ping())
-    except (RedisError, OSError) as error:
+    except failures() as error:
         if isinstance(error, ResponseError) or any(isinstance(part, AuthenticationError) for part in (error, error.__cause__)):
             await client.aclose()
             raise ConfigError(f"cluster.redis: the server refuses: {error}") from None

@@ -19,7 +19,7 @@ from api.conf import Config
 from api.engine.codec import Encoding
 from api.engine.transport import Transport, Watch, build_transports
 from api.engine.wire import Picture
-from api.errors import BadInput, Blocked, Busy, Cancelled, ConfigError, NoAddress, NoSuchModel, NotFound, RateLimited
+from api.errors import BadInput, Blocked, Busy, Cancelled, ConfigError, NoAddress, NoSuchModel, NotFound, NotReady, RateLimited
 from api.history.origin import Entry, Origin, entry_of
 from api.limits import Limits
 from api.models.base import Info
@@ -179,8 +179,15 @@ class Server:
         return self.engines[model_id]
 
     async def info(self, model_id: str) -> Info:
-        """What a model is; waits while it loads. Raises ``NoSuchModel``, ``NotReady``."""
-        return await self.engine(model_id).info(model_id)
+        """What a model is; waits while it loads, as long as a request may take. Raises ``NoSuchModel``, ``NotReady``."""
+        engine = self.engine(model_id)
+        if (known := engine.infos.get(model_id)) is not None:
+            return known
+        try:
+            async with asyncio.timeout(self.config.server.engine.deadline):
+                return await engine.info(model_id)
+        except TimeoutError:
+            raise NotReady(retry_after=5.0) from None
 
     def serving(self) -> list[str]:
         """The models that can be loaded, as far as is known."""

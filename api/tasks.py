@@ -170,7 +170,8 @@ class Worker:
 
     async def prepare(self, claim: Claim, deadline: float) -> Work | Walk:
         params = read_task(claim.task.params)
-        info = await self.server.info(claim.task.params["model"])
+        model_id = claim.task.params["model"]
+        info = await self.server.engine(model_id).info(model_id)  # however long it takes: the task has time
         pictures = await patiently(
             lambda: load_pictures(self.server, self.store, params.blobs, claim.task.owner), deadline - time.monotonic()
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image
 
 from tests.checkpoints import tiny_precure
 from tests.faults import wait_for
-from tests.serving import Running, serve, write_config
+from tests.serving import Running, inside, serve, write_config
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +303,17 @@ def test_openapi_keeps_the_originals_names(server: Running) -> None:
     schemas = spec["components"]["schemas"]
     assert {"Model", "SimplePureImage", "SimpleImage", "CompoundImage", "GenerateRequestBody", "ReconstructionRequestBody"} <= set(schemas)
     assert {"404", "406", "413", "415", "422", "429", "502", "503"} <= set(spec["paths"]["/{model_id}/generate"]["post"]["responses"])
+
+
+def test_a_model_is_waited_for_only_as_long_as_a_request_may_take(tmp_path: Path) -> None:
+    tiny_precure(tmp_path / "plain.safetensors", levels=3)
+    models = {"plain": {"file": "plain.safetensors", "relative": True}}
+    config = write_config(tmp_path, models, {"engine": {"deadline": 0.05, "linger": 0.2}})
+
+    async def run() -> None:
+        async with asyncio.timeout(120), inside(config) as (client, _):
+            answer = await client.post("/plain/generate")  # whose engine has not even begun to load
+            assert (answer.status_code, answer.json()) == (503, {"detail": "the model is loading"})
+            assert answer.headers["retry-after"] == "5"
+
+    asyncio.run(run())

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from api.cluster import TIMEOUT, connect, greet, name_space
+from api.cluster import TIMEOUT, connect, failures, greet, name_space
 from api.conf import LimitConf
 from api.errors import Busy
 from api.limits.base import Place, State, Wake
@@ -150,8 +150,6 @@ class RedisStore:
         return await asyncio.shield(asyncio.ensure_future(self.perform(work, owed, trying)))
 
     async def perform(self, work: Callable[[], Awaitable[T]], owed: tuple[int, bool] | None, trying: bool) -> T:
-        from redis.exceptions import RedisError
-
         async with self.turn:
             if owed is not None and owed[0] in self.held:
                 self.owed[owed[0]] = owed[1]
@@ -164,7 +162,7 @@ class RedisStore:
                 ):  # others may think us dead, and have our places
                     await self.tell()
                 result = await work()
-            except (RedisError, OSError) as error:
+            except failures() as error:
                 if not self.away:
                     log.error("limits: redis cannot be used, computing requests are refused until it can: %s", error)
                 self.away = True
@@ -191,10 +189,8 @@ class RedisStore:
 
     async def listen(self) -> None:
         """Hears of own requests that moved. The server sees by this connection's end that the process has ended."""
-        from redis.exceptions import RedisError
-
         while not self.closed:  # the library may swallow a cancel
-            with suppress(RedisError, OSError):
+            with suppress(*failures()):
                 async with self.ears.pubsub(ignore_subscribe_messages=True) as pubsub:
                     await pubsub.subscribe(self.channel)
                     await pubsub.get_message(timeout=TIMEOUT)  # that it is so

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 
-from api.cluster import connect, name_space
+from api.cluster import connect, failures, name_space
 from api.store.bell import TOPICS, LocalBell, Topic
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,6 @@ class RedisBell(LocalBell):
         await self.ears.aclose()
 
     async def tell(self) -> None:
-        from redis.exceptions import RedisError
-
         while True:
             await self.news.wait()
             self.news.clear()
@@ -52,16 +50,14 @@ class RedisBell(LocalBell):
                 for topic in list(self.unsent):
                     self.unsent.discard(topic)
                     await self.client.publish(self.channels[topic], self.name)
-            except (RedisError, OSError):  # nobody is told late: they look by themselves meanwhile, and once more when it is back
+            except failures():  # nobody is told late: they look by themselves meanwhile, and once more when it is back
                 await asyncio.sleep(RETRY)
 
     async def listen(self) -> None:
-        from redis.exceptions import RedisError
-
         while not self.closed:
             try:
                 await self.hear()
-            except (RedisError, OSError) as error:
+            except failures() as error:
                 log.warning("no news from redis, looking at the database every %s s instead: %s", self.poll, error)
                 await asyncio.sleep(RETRY)
 
