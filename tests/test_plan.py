@@ -229,6 +229,11 @@ def some(seed: int) -> tuple[Trace, Costs, int]:
     return trace, found, choice.choice([1, 2, 5])
 
 
+def test_what_is_given_up_on_its_way_leaves_the_queue_as_it_was() -> None:
+    seed = 3749977310  # with which a picture was refused while others of its request were on their way, to lanes that were full
+    simulate(*some(seed), seed)
+
+
 @pytest.mark.parametrize("turn", range(15))
 def test_every_request_ends_once_and_always_the_same(seed: int, turn: int) -> None:
     trace, found, gpus = some(seed)

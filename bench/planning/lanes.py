@@ -27,7 +27,7 @@ class Job:
 
     def __init__(self, request: Any, key: Key, client: int, deadline: float) -> None:
         self.request, self.key, self.client, self.deadline = request, key, client, deadline
-        self.gone = False  # from the queue
+        self.gone = True  # from the queue, or not there yet
         self.lane: Lane
 
 
@@ -47,6 +47,7 @@ class Queue:
         if job.client >= 0:
             turn = max(turn, self.last.get(job.client, 0.0) + 1.0)
             self.last[job.client] = turn
+        job.gone = False
         self.count += 1
         self.size += 1
         self.sizes[job.key] += 1
@@ -108,7 +109,9 @@ class Queue:
     def sweep(self, now: float) -> list[Job]:
         """Takes out what nobody waits for any more; returns what came too late."""
         for job in self.abandoned:
-            self.drop(job)
+            if not job.gone:
+                self.drop(job)
+                job.lane.load -= 1
         self.abandoned.clear()
         late = []
         while self.oldest and (self.oldest[0].gone or self.oldest[0].deadline <= now):
@@ -119,10 +122,9 @@ class Queue:
         return late
 
     def drop(self, job: Job) -> None:
-        if not job.gone:
-            job.gone = True
-            self.size -= 1
-            self.sizes[job.key] -= 1
+        job.gone = True
+        self.size -= 1
+        self.sizes[job.key] -= 1
 
     def hurried(self) -> bool:
         """Whether a short job waits."""

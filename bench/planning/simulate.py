@@ -153,7 +153,9 @@ class World:
         return one if one.load <= other.load else other
 
     def arrive(self, job: Job) -> None:
-        if not job.lane.submit(job):
+        if job.request.left < 0:  # it was given up on its way
+            job.lane.load -= 1
+        elif not job.lane.submit(job):
             self.fail(job, REFUSED)
 
     def lost(self, job: Job) -> None:
