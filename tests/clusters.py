@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from tests.hosts import Host, stop
-from tests.serving import Running, free_port
+from tests.serving import Crowd, Running, free_port
 
 SMALL = {
     "RAY_enable_worker_prestart": "0",
@@ -100,17 +100,17 @@ def cluster(cpus: int = 16) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Load:
+class Load(Crowd):
     """Clients that ask ``plain`` for pictures as long as they are wanted; ``failures`` holds whatever was not a 200."""
 
     def __init__(self, server: Running, count: int) -> None:
-        self.server, self.over = server, threading.Event()
+        super().__init__(*(functools.partial(self.ask, number) for number in range(count)))
+        self.server = server
         self.failures: list[str] = []
         self.waits: list[float] = []  # seconds that the answers took
-        self.threads = [threading.Thread(target=self.ask, args=(number,)) for number in range(count)]
 
     def ask(self, number: int) -> None:
-        while not self.over.is_set():
+        while not self.stop.is_set():
             begun = time.monotonic()
             try:
                 answer = httpx.post(f"{self.server.url}/plain/generate", params={"seed": number}, timeout=200)
@@ -126,16 +126,6 @@ class Load:
         """Waits until so many more are answered."""
         wanted = len(self.waits) + count
         until(lambda: len(self.waits) >= wanted, seconds)
-
-    def __enter__(self) -> Load:
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        for thread in self.threads:
-            thread.join(210)
 
     def check(self) -> None:
         """Ends it. Every request has to have been answered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import serving
 from tests.checkpoints import tiny_precure
 from tests.serving import Running, serve, write_config
 
@@ -27,14 +29,14 @@ def config(tmp_path: Path) -> Path:
     return write_config(tmp_path, models, {"engine": {"linger": 20.0}})
 
 
-class Crowd:
+class Crowd(serving.Crowd):
     """Clients that ask as long as they are wanted; ``failures`` holds whatever was not a 200."""
 
     def __init__(self, server: Running, count: int) -> None:
-        self.server, self.stop = server, threading.Event()
+        super().__init__(*(functools.partial(self.ask, number) for number in range(count)))
+        self.server = server
         self.failures: list[str] = []
         self.made = itertools.count()
-        self.threads = [threading.Thread(target=self.ask, args=(number,)) for number in range(count)]
 
     def ask(self, number: int) -> None:
         while not self.stop.is_set():
@@ -46,16 +48,6 @@ class Crowd:
             except httpx.HTTPError as error:
                 self.failures.append(repr(error))
             next(self.made)
-
-    def __enter__(self) -> Crowd:
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        for thread in self.threads:
-            thread.join(60)
 
 
 def children(pid: int) -> set[int]:
