@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
-
-from api.app import create_app
-from api.auth import Environment, read_flag
 from api.cluster import fill_in
 from api.conf import Config, load_config
+from api.engine.launch import launch_early
 from api.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from api.auth import Environment
 
 
 def read_config() -> Config:
@@ -21,6 +24,8 @@ def read_config() -> Config:
 
 
 def read_environment() -> Environment:
+    from api.auth import Environment, read_flag
+
     return Environment(
         secret=os.environ.get("SECRET_KEY") or None,
         enable_signup=read_flag("ENABLE_SIGNUP", os.environ.get("ENABLE_SIGNUP")),
@@ -28,13 +33,17 @@ def read_environment() -> Environment:
     )
 
 
-def build() -> FastAPI:
-    return create_app(read_config(), read_environment())
+def build(config: Config | None = None) -> FastAPI:
+    from api.app import create_app
+
+    return create_app(config or read_config(), read_environment())
 
 
 try:
     config = read_config()
-    app = create_app(config, read_environment())
+    if __name__ == "__main__":
+        launch_early(config)  # they import torch while FastAPI is imported here
+    app = build(config)
 except ConfigError as error:
     print(error.detail, file=sys.stderr)
     raise SystemExit(2) from error

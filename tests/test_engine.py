@@ -20,6 +20,7 @@ import pytest
 from api.conf import Config, load_config
 from api.engine.client import Engine, Pending
 from api.engine.codec import Encoding
+from api.engine.launch import early, launch_early
 from api.engine.socket import reach, socket_path
 from api.engine.wire import LENGTH, Connection, Picture, Submit, pack, unpack
 from api.errors import BadArray, Expired, NoSuchLabel, Poisonous
@@ -304,3 +305,18 @@ def test_an_engine_that_nobody_comes_to_leaves(config: Config) -> None:
     command = [sys.executable, "-m", "api.engine.process", "cpu", str(socket_path(config, "cpu"))]
     config.server.tmp_dir.mkdir(parents=True, exist_ok=True)
     subprocess.run(command, input=config.model_dump_json().encode(), check=True, timeout=120, cwd=ROOT)
+
+
+def test_an_engine_may_be_started_before_its_client(config: Config) -> None:
+    launch_early(config)
+    (child,) = early.values()
+
+    async def use(engine: Engine) -> None:
+        picture = await engine.run(Generate(model="tiny", seed=1), client="c", encoding=PNG)
+        assert picture.seed == 1
+        assert pids(config) == [child.pid], "the one that was there already, and no other"
+        assert not early, "the next is a new one"
+        launch_early(config)
+        assert not early, "what serves is not started again"
+
+    with_engines(config, 1, use)

@@ -7,17 +7,13 @@ deaths is refused, so that it cannot take the server down for ever.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from api.conf import Config
+from api.engine.launch import launch
 from api.engine.socket import reach, socket_path
 from api.engine.transport import DEATHS, Transport, Watch
 from api.engine.wire import Bye, Cancel, Connection, Done, Failed, Hello, Picture, Progress, Return, Started, Submit, rebuild
@@ -25,7 +21,6 @@ from api.errors import NotReady, Poisonous
 from api.models.base import Info
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[2]
 # A new engine imports torch before it listens to reason; until then looking often is cheap.
 LOOK, LONGEST_WAIT = 0.02, 5.0
 
@@ -196,15 +191,7 @@ class Engine(Transport):
 
         If another worker was quicker, this one's leaves at once by itself: a kernel lock decides between them.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "api.engine.process", self.device, str(self.path)]
-        # A session of its own: Ctrl-C ends the server, and the engine when its last worker is gone.
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True)
-        assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError), child.stdin:
-            child.stdin.write(self.config.model_dump_json().encode())
-        # The engine outlives this link and perhaps this worker; a thread collects its status whenever it ends.
-        threading.Thread(target=child.wait, daemon=True).start()
+        child = launch(self.config, self.device)
         while (link := await self.dial()) is None and child.returncode is None:
             await asyncio.sleep(LOOK)
         if link is None and child.returncode:
