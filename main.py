@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from api import presence
 from api.cluster import fill_in
 from api.conf import Config, load_config
 from api.engine.launch import launch_early
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 def read_config() -> Config:
     config = load_config(os.environ.get("STYLEGAN_TOML") or Path(__file__).parent / "default" / "config.toml")
+    presence.settle(config.server.tmp_dir)
     return fill_in(config, os.environ.get("REDIS_HOST"), os.environ.get("REDIS_PORT"), os.environ.get("REDIS_PASSWORD"))
 
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from api.errors import ConfigError
 from api.telemetry import birth
 
 FILE = "server.json"
@@ -20,6 +21,17 @@ class Presence:
     born: str | None
     turn: int = 0
     refused: str | None = None
+
+
+def settle(folder: Path) -> None:
+    """Makes the folder, if it is not there yet. Raises ``ConfigError`` where it cannot be used."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f"{FILE}.{os.getpid()}"
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise ConfigError(f"server.tmp_dir: {str(folder)!r} cannot be used: {error.strerror}") from error
 
 
 def find(folder: Path) -> Presence | None:
@@ -45,7 +57,6 @@ def tell(folder: Path, refused: str | None) -> None:
 
 
 def write(folder: Path, presence: Presence) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"{FILE}.{os.getpid()}"
     draft.write_text(json.dumps(asdict(presence)))
     draft.replace(folder / FILE)

@@ -28,6 +28,11 @@ max_requests_jitter = 10_000
 preload_app = False
 
 
+def on_starting(server):
+    """A mistake in the TOML ends gunicorn too, and with the status that `python main.py` ends with; see ``Worker.init_process``."""
+    server.APP_LOAD_ERROR = 2
+
+
 def when_ready(server):
     """HUP replaces the workers when their successors' models are loaded; with a broken TOML they stay."""
     from guni.reloading import Reloading

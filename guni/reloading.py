@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,10 @@ NOTE = mmap.mmap(-1, 4096)
 
 def note(tmp_dir: Path) -> None:
     NOTE[:] = os.fsencode(tmp_dir).ljust(len(NOTE), b"\0")
+
+
+def noted() -> bytes:
+    return NOTE[:].rstrip(b"\0")
 
 
 class Reloading:
@@ -51,7 +56,7 @@ class Reloading:
         # Neither standard output nor input: the new engines inherit the one, and workers, who are forked, the other.
         self.pipe, writing = os.pipe()
         os.set_blocking(self.pipe, False)
-        command: list[str | bytes] = [sys.executable, "-m", "guni.reloading", str(writing), NOTE[:].rstrip(b"\0")]
+        command: list[str | bytes] = [sys.executable, "-m", "guni.reloading", str(writing), noted()]
         self.child = subprocess.Popen(command, pass_fds=(writing,))
         os.close(writing)
 
@@ -109,6 +114,9 @@ def main(pipe: int, tmp_dir: str) -> int:
         refused = str(error.detail)
     except SystemExit as end:  # so ends who imports main with a broken TOML
         refused = str(end.__cause__)
+    except Exception as error:  # whatever it is, who asked is not to wait for ever
+        traceback.print_exc()
+        refused = f"{type(error).__name__}: {error}"
     if tmp_dir:
         tell(Path(tmp_dir), refused)
     print(f"the workers stay, the configuration cannot be used: {refused}", file=sys.stderr)

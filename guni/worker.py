@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from uvicorn_worker import UvicornWorker
 
+from guni import reloading
 from guni.protocol import Protocol
 
 
@@ -20,3 +21,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "ws_per_message_deflate": False,  # pictures do not get smaller
         "access_log": False,
     }
+
+    def init_process(self) -> None:
+        """As long as no worker has started, one that cannot, since the TOML is broken, ends gunicorn; later it is tried again."""
+        try:
+            super().init_process()
+        except SystemExit as end:
+            raise SystemExit(1 if end.code == 2 and reloading.noted() else end.code) from end

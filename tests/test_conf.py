@@ -636,6 +636,23 @@ def test_a_mistake_ends_a_start_with_one_message(tmp_path: Path, command: list[s
     assert done.stdout == ""
 
 
+def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    toml = tmp_path / "x.toml"
+    toml.write_text("server.tmp_dir = '/dev/null/run'\nmodels.m.file = 'x'\n")
+    done = start(["main.py"], toml)
+    assert (done.returncode, done.stderr) == (2, "server.tmp_dir: '/dev/null/run' cannot be used: Not a directory\n")
+
+
+def test_a_mistake_ends_gunicorn(tmp_path: Path) -> None:
+    """Else it would start workers for ever."""
+    toml = tmp_path / "x.toml"
+    toml.write_text("titel = 'x'\nmodels.m.file = 'x'\n")
+    done = start(["-m", "gunicorn", "-c", "guni/conf.py", "--bind", "127.0.0.1:0", "--workers", "3"], toml)
+    assert done.returncode == 2
+    assert f"{toml}: titel: unknown key; did you mean 'title'?\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_variable_is_relative_to_the_working_directory(tmp_path: Path) -> None:
     (tmp_path / "here.toml").write_text("titel = 'x'\nmodels.m.file = 'x'\n")
     done = start([str(ROOT / "main.py")], Path("here.toml"), tmp_path)

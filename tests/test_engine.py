@@ -320,3 +320,18 @@ def test_an_engine_may_be_started_before_its_client(config: Config) -> None:
         assert not early, "what serves is not started again"
 
     with_engines(config, 1, use)
+
+
+def test_an_engine_that_cannot_be_started_is_tried_again(config: Config) -> None:
+    folder = config.server.tmp_dir
+    folder.touch()  # a file stands where the socket's folder is to be
+
+    async def use(engine: Engine) -> None:
+        while engine.trouble is None:
+            await asyncio.sleep(0.01)
+        assert "cannot be started" in engine.trouble
+        folder.unlink()
+        picture = await engine.run(Generate(model="tiny", seed=1), client="c", encoding=PNG)
+        assert picture.seed == 1
+
+    with_engines(config, 1, use)

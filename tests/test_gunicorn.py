@@ -105,6 +105,20 @@ def test_recycled_workers_drop_no_request(config: Path) -> None:
         assert not crowd.failures, crowd.failures[:3]
 
 
+def test_workers_that_cannot_start_are_tried_again(config: Path) -> None:
+    """While the TOML is broken, who serves goes on; gunicorn ends only where nobody has ever started (tests/test_conf.py)."""
+    text = config.read_text()
+    with serve(config, workers=2) as server:
+        first = children(server.process.pid)
+        config.write_text("titel = 'x'")
+        os.kill(min(first), signal.SIGTERM)
+        until(lambda: server.log.read_text().count("titel: unknown key") > 1)
+        assert server.client.post("/plain/generate").status_code == 200
+        config.write_text(text)
+        until(lambda: len(children(server.process.pid)) == 2 and min(first) not in children(server.process.pid))
+        assert server.client.post("/plain/generate").status_code == 200
+
+
 def test_event_streams_do_not_hold_up_a_worker_that_leaves(tmp_path: Path, config: Path) -> None:
     """The task never runs, so its stream has no end; a worker that waited for it would stay for ``graceful_timeout``."""
     config.write_text(config.read_text() + "\n[tasks]\nparallel = 0\n")

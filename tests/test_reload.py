@@ -17,6 +17,8 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from api import presence
+from api.conf import load_config
 from tests.checkpoints import tiny_precure
 from tests.serving import ROOT, Running, serve, write_config
 from tests.test_gunicorn import Crowd, children, until
@@ -120,6 +122,19 @@ def test_what_is_broken_changes_nothing_and_says_why(config: Path, kind: str) ->
         assert models(server) == ["plain", "other", "third"]
         until(lambda: counted(server, "applied") == 1)
         assert counted(server, "refused") == 3
+
+
+def test_who_asked_is_told_of_any_failure(config: Path) -> None:
+    """The child of gunicorn that prepares a reload cannot tell of it, as its pipe is none."""
+    with serve(config, workers=1):
+        folder = load_config(config).server.tmp_dir
+        command = [sys.executable, "-m", "guni.reloading", "999", str(folder)]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "STYLEGAN_TOML": str(config)}, capture_output=True, timeout=120)
+        assert done.returncode == 2
+        found = presence.find(folder)
+        assert found is not None
+        assert found.turn == 1
+        assert "Bad file descriptor" in str(found.refused)
 
 
 def test_websockets_and_event_streams_are_sent_to_the_successor(config: Path) -> None:

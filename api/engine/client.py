@@ -191,7 +191,12 @@ class Engine(Transport):
 
         If another worker was quicker, this one's leaves at once by itself: a kernel lock decides between them.
         """
-        child = launch(self.config, self.device)
+        try:
+            child = launch(self.config, self.device)
+        except OSError as error:
+            self.trouble = f"the engine for {self.device} cannot be started: {error.strerror}"
+            log.error(self.trouble)
+            return None
         while (link := await self.dial()) is None and child.returncode is None:
             await asyncio.sleep(LOOK)
         if link is None and child.returncode:
