@@ -9,6 +9,9 @@ also where it leaves of itself because it has served its share. And no client ke
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -19,10 +22,12 @@ GIVEN_UP = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: cl
 class Protocol(HttpToolsProtocol):
     """Uvicorn closes a connection without a request at once. The request may be on its way, and its client would see a reset.
 
-    And uvicorn waits for ever for the rest of a request. Here somebody looks now and then, which costs requests nothing.
+    And uvicorn waits for ever for the rest of a request, and for its answer to be read. Here somebody looks now and then, which costs
+    requests nothing.
     """
 
-    period = 30.0  # seconds: a head that takes longer, or a body of which so long nothing comes, is given up within two of them
+    # Seconds: a head that takes longer, or a client that sends or reads nothing for so long where it should, is given up within two of them.
+    period = 30.0
     leaving = False
     pieces = 0  # of bodies that have come
 
@@ -43,8 +48,21 @@ class Protocol(HttpToolsProtocol):
         self.pieces += 1
         super().on_body(body)
 
+    def unread(self) -> tuple[int, int] | None:
+        """Bytes that are written and wait for the client, here and in the kernel, which takes new ones by the megabyte; if there are any here."""
+        here = self.transport.get_write_buffer_size()
+        if not here:
+            return None
+        try:
+            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:  # it is gone
+            return None
+        return here, int.from_bytes(queued, sys.byteorder)
+
     def awaited(self) -> object:
-        """What the client has yet to send; it is equal to what it was as long as nothing of that comes. ``None`` while the client waits."""
+        """What the client has yet to read or to send; equal to what it was as long as it does nothing of that. ``None`` while it waits."""
+        if unread := self.unread():
+            return unread
         if self.cycle is None or self.cycle.response_complete:
             waiting = self.timeout_keep_alive_task is None  # else uvicorn counts the seconds between two requests
         else:
@@ -57,6 +75,8 @@ class Protocol(HttpToolsProtocol):
         if awaited is None or awaited != self.seen:
             self.seen = awaited
             self.timer = self.loop.call_later(self.period, self.look)
+        elif self.unread():
+            self.transport.abort()  # to close it would be to wait for the client
         elif not self.transport.is_closing():
             if self.cycle is None or self.cycle.response_started == self.cycle.response_complete:  # not in the middle of an answer
                 self.transport.write(GIVEN_UP)

@@ -6,10 +6,12 @@ Time passes here when a test says so: it has each connection looked at as its ti
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -27,6 +29,7 @@ from tests.faults import wait_for
 from tests.serving import ROOT
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
+BIG = b"x" * 50_000_000  # more than the kernel keeps for a client
 UPLOAD = b"POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n"
 
 
@@ -51,6 +54,7 @@ class Site:
             Route("/size", self.size, methods=["POST"]),
             Route("/no", self.no, methods=["POST"]),
             Route("/events", self.events),
+            Route("/big", self.big),
             Route("/late", self.late, methods=["GET", "POST"]),
             WebSocketRoute("/echo", self.echo),
         ]
@@ -77,6 +81,9 @@ class Site:
             yield "two"
 
         return StreamingResponse(tell())
+
+    async def big(self, request: Request) -> Response:
+        return Response(BIG)
 
     async def late(self, request: Request) -> Response:
         await self.waited()
@@ -227,6 +234,37 @@ def test_whoever_waits_for_the_server_is_left_alone(site: Site) -> None:
     hear(upload, b"\r\n\r\n8000000")
     for client, _ in clients:
         client.close()
+
+
+def test_an_answer_that_nobody_reads_is_given_up(site: Site) -> None:
+    client, connection = site.connect()
+    with client:
+        client.sendall(GET % b"big")
+        wait_for(lambda: connection.cycle is not None and connection.cycle.response_complete, "all is written")
+        time.sleep(0.5)  # the kernel takes what it will
+        assert connection.unread()
+        site.pass_time()
+        wait_for(connection.timer.cancelled, "nobody looks any more")
+        with contextlib.suppress(ConnectionResetError):
+            assert len(read(client)) < len(BIG)
+
+
+def test_a_slow_reader_is_left_alone(site: Site) -> None:
+    """Between two looks it reads far less than what the kernel waits for before it takes more."""
+    client, connection = site.connect()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+    with client:
+        client.sendall(GET % b"big")
+        _, _, body = client.recv(1000).partition(b"\r\n\r\n")
+        got = len(body)
+        for _ in range(20):
+            start, unread = got, connection.unread()
+            while got < start + 100_000:
+                got += len(client.recv(100_000))
+            wait_for(lambda unread=unread: connection.unread() != unread, "the server has seen it")  # type: ignore[misc]
+            site.pass_time(1)
+        while got < len(BIG):
+            got += len(client.recv(1 << 20))
 
 
 def test_a_websocket_is_left_alone(site: Site) -> None:
