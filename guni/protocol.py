@@ -26,7 +26,7 @@ class Protocol(HttpToolsProtocol):
     requests nothing.
     """
 
-    # Seconds: a head that takes longer, or a client that sends or reads nothing for so long where it should, is given up within two of them.
+    # Seconds: a head that takes longer, or a client that sends or reads nothing for so long where it should, is given up within two.
     period = 30.0
     leaving = False
     pieces = 0  # of bodies that have come
@@ -49,7 +49,7 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def unread(self) -> tuple[int, int] | None:
-        """Bytes that are written and wait for the client, here and in the kernel, which takes new ones by the megabyte; if there are any here."""
+        """Bytes that wait for the client to read, if there are any here: here, and in the kernel, which takes them by the megabyte."""
         here = self.transport.get_write_buffer_size()
         if not here:
             return None
