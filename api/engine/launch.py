@@ -38,4 +38,5 @@ def launch_early(config: Config) -> None:
     if config.cluster.engine == "local":
         for device in config.devices():
             if not (path := socket_path(config, device)).exists():
-                early[path] = launch(config, device)
+                with contextlib.suppress(OSError):  # who wants to connect tries again, and tells
+                    early[path] = launch(config, device)
