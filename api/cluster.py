@@ -17,8 +17,8 @@ TIMEOUT = 1.0  # seconds that a server may take to answer before it counts as go
 SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
 
 
-def connect(url: str) -> Redis:
-    """A client that connects when it is first used, and that tries nothing twice. Raises ``ConfigError``."""
+def connect(url: str, *, text: bool = True) -> Redis:
+    """A client that connects when it is first used, and that tries nothing twice; it answers ``text`` or bytes. Raises ``ConfigError``."""
     try:
         library = importlib.import_module("redis.asyncio")
         retrying = importlib.import_module("redis.asyncio.retry")
@@ -29,7 +29,7 @@ def connect(url: str) -> Redis:
     try:
         client: Redis = library.Redis.from_url(
             SCHEMES.get(scheme, scheme) + mark + rest,
-            decode_responses=True,
+            decode_responses=text,
             socket_timeout=TIMEOUT,
             socket_connect_timeout=TIMEOUT,
             # Whether a script has run when its answer is lost, nobody knows; the library would run it again.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from api.auth import Environment, Tokens
+from api.cache import Cache
 from api.conf import Config
 from api.engine.codec import Encoding
 from api.engine.transport import Transport, Watch, build_transports
@@ -94,6 +95,7 @@ class Server:
         self.config, self.limits, self.telemetry, self.tokens = config, limits, telemetry, tokens
         self.engines, self.tracing = engines, tracing  # by model
         self.examples: dict[str, tuple[str, Picture]] = {}
+        self.cache: Cache | None = None
         self.kept: Store | None = None
         self.keeper: Recorder | None = None
         self.keeping = asyncio.Event()  # set when the store is open
@@ -113,7 +115,11 @@ class Server:
         telemetry.start()
         for engine in set(engines.values()):
             engine.open()
-        return cls(config, engines, limits, telemetry, tokens, tracing)
+        server = cls(config, engines, limits, telemetry, tokens, tracing)
+        # What the history keeps has to be made for it.
+        if config.cluster.redis is not None and config.cluster.cache and not config.store.history:
+            server.cache = Cache(config.cluster.redis, config.cluster.cache)
+        return server
 
     async def store(self) -> Store:
         """What may not be lost; opened when it is first asked for, and again while it cannot be. Raises ``Busy``."""
@@ -169,6 +175,8 @@ class Server:
             await self.kept.close()
         await asyncio.gather(*(engine.close() for engine in set(self.engines.values())))
         await self.limits.close()
+        if self.cache is not None:
+            await self.cache.close()
         await asyncio.to_thread(self.telemetry.close)
         await asyncio.to_thread(self.tracing.close)
 
@@ -214,6 +222,16 @@ class Server:
         except (Blocked, Busy, NoAddress, RateLimited) as error:
             self.telemetry.count("refusals", error=error.code)
             raise
+
+    async def recall(self, caller: Caller, name: str, job: Job, encoding: Encoding, recipe: Mapping[str, Any]) -> Answer:
+        """The picture that ``name`` stands for on all hosts: what one of them has made, at no cost to the client, or computed."""
+        if self.cache is not None and (known := await self.cache.find(name)) is not None:
+            self.telemetry.count("recalled", model=job.model)
+            return Answer([known])
+        answer = await self.compute(caller, [job], encoding, [recipe])
+        if self.cache is not None:
+            await self.cache.keep(name, answer.pictures[0])
+        return answer
 
     async def admitted(
         self, caller: Caller, jobs: Sequence[Job], encoding: Encoding, recipes: Sequence[Mapping[str, Any]], free: bool, keep: bool

@@ -39,6 +39,7 @@ MEASURES = {
     "request_seconds": Measure("Time from a request's head to its answer's end", ("route",), SECONDS),
     "refusals": Measure("Computing requests refused by a limit or for want of capacity", ("error",)),
     "pictures": Measure("Pictures made", ("model",)),
+    "recalled": Measure("Pictures that were not made, since a host had made them before", ("model",)),
     "batches": Measure("Batches computed", ("model",)),
     "batch_size": Measure("Pictures in a batch", ("model",), (1, 2, 4, 8, 16, 32, 64, 128, 256)),
     "queue_seconds": Measure("Time that a picture waited for its device", ("model",), SECONDS),

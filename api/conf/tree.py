@@ -300,6 +300,8 @@ class ClusterConf(Section):
     """Ray Serve as the way in, where models live in a Ray cluster."""
     redis: RedisUrl | None = None
     """Redis or Valkey, such as "redis://:password@host:6379/0", where several hosts share limits and wake each other's event streams."""
+    cache: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds for which `redis` keeps pictures that URLs name (GET `/{model_id}/image`) for all hosts, without a history; 0: none."""
 
 
 class Config(Section):

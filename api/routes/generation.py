@@ -88,7 +88,7 @@ async def image(request: Request, server: TheServer, caller: TheCaller, info: Th
     headers = {"ETag": strong_etag(info, recipe, encoding), "Cache-Control": FOREVER, "Vary": "Accept"}
     if known_etags(request) & {headers["ETag"], "*"}:
         return Response(status_code=304, headers=headers)
-    result = await server.compute(caller, [job], encoding, [recipe])
+    result = await server.recall(caller, headers["ETag"], job, encoding, recipe)
     (picture,) = result.pictures
     return Response(picture.data, media_type=picture.mime_type, headers=headers | dict(result.headers) | recipe_headers(picture, recipe))
 
