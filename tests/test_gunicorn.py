@@ -175,6 +175,8 @@ def test_same_recipe_same_bytes_from_any_worker_and_after_a_restart(config: Path
                 thread.start()
             for thread in threads:
                 thread.join()
+            if mismatches:
+                mismatches += [line for line in server.log.read_text().splitlines() if " WARNING " in line or " ERROR " in line]
     assert len(seen) > 150
     assert not mismatches, processor()
 
