@@ -230,12 +230,13 @@ class Host:
     # Threads.
 
     def load(self) -> None:
-        """Loads the models one after the other and tells the clients of each."""
-        from api.models.device import prepare_device, use_cores
-        from api.models.registry import import_families
+        """Loads the models one after the other and tells the clients of each.
 
-        # The libraries of one family are imported while the kernels of another warm up.
-        threading.Thread(target=import_families, args=(self.config, self.device), daemon=True).start()
+        Their libraries too: to import those of one family beside the loading of another makes both wait for the interpreter lock, and all
+        was ready a second later.
+        """
+        from api.models.device import prepare_device, use_cores
+
         self.lane.cores = prepare_device(self.device, self.config.server.engine.threads)
         if self.device == "cpu":
             self.lane.use = use_cores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import pkgutil
@@ -59,14 +58,6 @@ def load_model(config: Config, model_id: str) -> Model:
     except Exception as error:
         raise explain(model_id, conf, error) from error
     return model
-
-
-def import_families(config: Config, device: str) -> None:
-    """Imports what the models of ``device`` need. What goes wrong here is told when they are loaded."""
-    for model_id in config.devices().get(device, []):
-        conf = config.models[model_id]
-        with contextlib.suppress(Exception):
-            import_family(conf.family or formats.find(conf.file).describe(conf.file).family)
 
 
 def place_of(config: Config, model_id: str) -> Place:
