@@ -6,6 +6,7 @@ Nothing depends on it. While Redis is away, each host computes for itself.
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import time
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ LARGEST = 8 << 20  # bytes of a picture that is kept
 
 
 class Cache:
-    """Keeps each picture for ``seconds`` at least, if the server has room. Its methods raise nothing."""
+    """Keeps each picture for ``seconds``, if the server has room for so long. Its methods raise nothing."""
 
     def __init__(self, url: str, seconds: float) -> None:
         self.client = connect(url, text=False)
@@ -40,7 +41,7 @@ class Cache:
         """Keeps the picture's bytes and what is told beside them, not what it was made from."""
         if len(picture.data) <= LARGEST:
             frame = pack(replace(picture, latent=None, styles=None, extra={}))
-            await self.ask(lambda: self.client.set(self.space + name, frame, px=round(1000 * self.seconds)))
+            await self.ask(lambda: self.client.set(self.space + name, frame, px=math.ceil(1000 * self.seconds)))
 
     async def ask(self, call: Callable[[], Any]) -> Any:
         if time.monotonic() < self.back:

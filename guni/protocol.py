@@ -55,7 +55,7 @@ class Protocol(HttpToolsProtocol):
             return None
         try:
             queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:  # it is gone
+        except (OSError, ValueError):  # it is gone
             return None
         return here, int.from_bytes(queued, sys.byteorder)
 
