@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # it brings SQLAlchemy along, which a server that keeps nothi
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 EXAMPLE_SEED = 1
+RESTART = 1012  # the WebSocket close code "service restart"
 EVERYBODY = "everybody"
 """The owner where nobody is asked who they are."""
 ATTEMPTS = 10

@@ -23,10 +23,9 @@ from starlette.types import Message, Receive, Scope, Send
 from api import presence
 from api.engine.readiness import load_all
 from api.errors import ServerError
-from api.server import Server
+from api.server import RESTART, Server
 
 log = logging.getLogger(__name__)
-RESTART = 1012  # the WebSocket close code "service restart"
 
 
 class Reign:

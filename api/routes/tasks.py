@@ -17,7 +17,7 @@ from api.history.origin import Origin
 from api.routes.diffusion import check_prompts
 from api.routes.parts import TheCaller, TheOwner, TheServer, find_model, identify_owner, responses
 from api.schemas.tasks import AnyTask, Event
-from api.server import Server
+from api.server import RESTART, Server
 from api.tasks import load_pictures
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from api.store.transitions import Task
 
 router = APIRouter(tags=["tasks"])
-RESTART = 1012  # the WebSocket close code "service restart"
 SILENCE = 15.0
 """Seconds after which an idle stream says that it is alive; proxies close what is silent for a minute."""
 
