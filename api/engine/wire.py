@@ -1,6 +1,6 @@
 """The protocol between web workers and an engine: msgpack frames over a stream, each with its length before it.
 
-Messages are frozen dataclasses. A dataclass travels as its name and its fields, an array as its type, shape and bytes;
+Messages are frozen dataclasses. A dataclass travels as a list of its name and its fields, an array as its type, shape and bytes;
 nothing else is ever rebuilt, so that a frame cannot name what is not listed here.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from api.models.jobs import Diffuse, Edit, Floats, Generate, Job, Project, Synth
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME = 1 << 30
+LARGE = 1 << 20
 DATACLASS, ARRAY = 1, 2
 
 
@@ -117,8 +119,9 @@ KNOWN: Mapping[str, type[Any]] = {
     )
     for cls in group
 }
-# A shallow copy of the fields: what is inside a message is packed by the same hook when its turn comes.
 NAMES = {cls: tuple(item.name for item in fields(cls)) for cls in KNOWN.values()}
+TAGS = {cls: msgpack.ExtType(DATACLASS, name.encode()) for name, cls in KNOWN.items()}
+PACKERS = threading.local()
 
 
 def preview_steps(total: int, count: int) -> set[int]:
@@ -141,15 +144,19 @@ def rebuild(failed: Failed) -> errors.ServerError:
 
 def pack(message: object) -> bytes:
     """A whole frame, its length included."""
-    body: bytes = msgpack.packb(message, default=reduce)
+    if not hasattr(PACKERS, "own"):  # a packer brings a large buffer: making one takes longer than most messages
+        PACKERS.own = msgpack.Packer(default=reduce)
+    body: bytes = PACKERS.own.pack(message)
+    if len(body) > LARGE:
+        del PACKERS.own  # its buffer does not get smaller again
     return LENGTH.pack(len(body)) + body
 
 
 def unpack(body: bytes | memoryview) -> Any:
     """The message in a frame's body. Raises ``ValueError`` when there is none."""
     try:
-        return msgpack.unpackb(body, ext_hook=restore, strict_map_key=False)
-    except (KeyError, TypeError, msgpack.exceptions.ExtraData, msgpack.exceptions.FormatError) as error:
+        return msgpack.unpackb(body, ext_hook=recognise, list_hook=restore, strict_map_key=False)
+    except (KeyError, TypeError, IndexError, msgpack.exceptions.ExtraData, msgpack.exceptions.FormatError) as error:
         raise ValueError(f"not a message: {error}") from error
 
 
@@ -164,11 +171,12 @@ def unpack_all(frames: bytes) -> Iterator[Any]:
 
 
 def reduce(value: Any) -> Any:
-    if (names := NAMES.get(type(value))) is not None:
-        return msgpack.ExtType(DATACLASS, msgpack.packb([type(value).__name__, [getattr(value, name) for name in names]], default=reduce))
+    """A list that begins with a tag, which nothing else does; what is inside is reduced when its turn comes."""
+    if (tag := TAGS.get(type(value))) is not None:
+        return [tag, *[getattr(value, name) for name in NAMES[type(value)]]]
     if isinstance(value, np.ndarray):
         array = np.ascontiguousarray(value)
-        return msgpack.ExtType(ARRAY, msgpack.packb([array.dtype.str, array.shape, array.data.cast("B") if array.size else b""]))
+        return [msgpack.ExtType(ARRAY, array.dtype.str.encode()), array.shape, array.data.cast("B") if array.size else b""]
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -176,20 +184,28 @@ def reduce(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be sent")
 
 
-def restore(code: int, data: bytes) -> Any:
+def recognise(code: int, data: bytes) -> Any:
+    """What a tag stands for: one of our classes, or a type of numbers."""
     if code == DATACLASS:
-        name, values = msgpack.unpackb(data, ext_hook=restore, strict_map_key=False)
-        cls = KNOWN[name]
-        return cls(**dict(zip(NAMES[cls], tupled(cls, values), strict=True)))
+        return KNOWN[data.decode()]
     if code == ARRAY:
-        dtype, shape, content = msgpack.unpackb(data)
-        return np.frombuffer(content, np.dtype(dtype)).reshape(shape)
+        return np.dtype(data.decode())
     raise ValueError(f"unknown extension {code}")
 
 
-def tupled(cls: type[Any], values: list[Any]) -> Iterator[Any]:
+def restore(values: list[Any]) -> Any:
+    """What ``reduce`` made a list of; a list that was one stays one."""
+    tag = values[0] if values else None
+    if isinstance(tag, type):
+        return tag(**dict(zip(NAMES[tag], tupled(tag, values[1:]), strict=True)))
+    if isinstance(tag, np.dtype):
+        return np.frombuffer(values[2], tag).reshape(values[1])
+    return values
+
+
+def tupled(cls: type[Any], values: list[Any]) -> Iterable[Any]:
     """msgpack knows lists only; ``Info`` is a value and holds tuples."""
-    return (tuple(value) if cls is Info and isinstance(value, list) else value for value in values)
+    return (tuple(value) if isinstance(value, list) else value for value in values) if cls is Info else values
 
 
 class Connection(asyncio.Protocol):
