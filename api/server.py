@@ -26,8 +26,8 @@ from api.limits import Limits
 from api.models.base import Info
 from api.models.jobs import Diffuse, Generate, Job
 from api.telemetry import Telemetry
-from api.tracing import Tracing, open_tracing
-from api.waiting import few_at_a_time, until_gone
+from api.tracing import CURRENT, Tracing, open_tracing
+from api.waiting import Line, few_at_a_time, until_gone
 
 if TYPE_CHECKING:  # it brings SQLAlchemy along, which a server that keeps nothing need not load
     from api.history.recorder import Recorder
@@ -54,7 +54,8 @@ class Watching:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: ``address`` for the limits, ``name`` for fairness in the lane, ``gone`` returns when the client has left.
+    """Who asks: ``address`` for the limits, ``name`` for fairness in the lane, ``gone`` returns when the client has left, of which
+    ``line`` tells sooner, where there is one.
 
     ``user`` is whom tasks and blobs belong to, where the server asks who somebody is; ``watching`` wants to see the steps. ``session``,
     ``parents`` and ``blobs`` are for the history, as in ``Origin``.
@@ -67,6 +68,7 @@ class Caller:
     session: str | None = None
     parents: Sequence[str] = ()
     blobs: Sequence[str] = ()
+    line: Line | None = None
 
     @property
     def name(self) -> str:
@@ -219,7 +221,7 @@ class Server:
         if keep:
             await self.check_origin(caller.origin)
         try:
-            return await until_gone(caller.gone, self.admitted(caller, jobs, encoding, recipes, free, keep))
+            return await until_gone(caller.line, caller.gone, self.admitted(caller, jobs, encoding, recipes, free, keep))
         except (Blocked, Busy, NoAddress, RateLimited) as error:
             self.telemetry.count("refusals", error=error.code)
             raise
@@ -238,9 +240,9 @@ class Server:
         self, caller: Caller, jobs: Sequence[Job], encoding: Encoding, recipes: Sequence[Mapping[str, Any]], free: bool, keep: bool
     ) -> Answer:
         begun = time.monotonic()
-        async with contextlib.AsyncExitStack() as held:
-            with self.tracing.span("limits"):
-                admission = await held.enter_async_context(self.limits.admit(caller.address))
+        async with self.limits.admit(caller.address) as admission:
+            waited = int(1e9 * (time.monotonic() - begun))
+            self.tracing.record("limits", (now := time.time_ns()) - waited, now, CURRENT.get())
             if free:
                 await admission.refund()
             try:

@@ -29,21 +29,54 @@ async def few_at_a_time(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def until_gone(gone: Callable[[], Awaitable[None]], work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``; raises ``Cancelled``, and cancels it, once ``gone`` returns."""
-    leaving = asyncio.ensure_future(gone())
-    await asyncio.sleep(0)
-    if leaving.done():
+class Line:
+    """A client's connection as its requests see it. Whoever serves HTTP may put one into a request's ASGI extension "line".
+
+    ``listen`` is called when somebody wants to know: a connection that is not read does not tell that it has ended.
+    """
+
+    def __init__(self, listen: Callable[[], object] = lambda: None) -> None:
+        self.listen, self.cut = listen, False
+        self.told: set[Callable[[], object]] = set()
+
+    def end(self) -> None:
+        """The client has left."""
+        self.cut = True
+        for call in list(self.told):
+            call()
+
+
+async def until_gone(line: Line | None, gone: Callable[[], Awaitable[None]], work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``; raises ``Cancelled``, and cancels it, once ``line`` is cut or, where there is no line, ``gone`` returns."""
+    if line is None:
+        line = Line()
+        leaving = asyncio.ensure_future(watch(line, gone))
+        await asyncio.sleep(0)
+        try:
+            return await until_cut(line, work)
+        finally:
+            leaving.cancel()
+    return await until_cut(line, work)
+
+
+async def watch(line: Line, gone: Callable[[], Awaitable[None]]) -> None:
+    await gone()
+    line.end()
+
+
+async def until_cut(line: Line, work: Coroutine[Any, Any, T]) -> T:
+    if line.cut:
         work.close()  # who has left already is not worked for at all
         raise Cancelled()
-    working = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None
+    line.told.add(task.cancel)
+    line.listen()
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Cancelled()
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if line.cut and not task.uncancel():
+            raise Cancelled() from None
+        raise
     finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+        line.told.discard(task.cancel)

@@ -24,6 +24,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.sync.client import connect
 
+from api.errors import Cancelled
+from api.waiting import until_gone
 from guni.protocol import Protocol
 from tests.faults import wait_for
 from tests.serving import ROOT
@@ -50,12 +52,14 @@ class Site:
     def __init__(self) -> None:
         self.protocol: type[Known] = type("Known", (Known,), {"made": []})
         self.go_on = threading.Event()
+        self.cancelled = 0
         routes = [
             Route("/size", self.size, methods=["POST"]),
             Route("/no", self.no, methods=["POST"]),
             Route("/events", self.events),
             Route("/big", self.big),
             Route("/late", self.late, methods=["GET", "POST"]),
+            Route("/work", self.work),
             WebSocketRoute("/echo", self.echo),
         ]
         config = uvicorn.Config(
@@ -88,6 +92,16 @@ class Site:
     async def late(self, request: Request) -> Response:
         await self.waited()
         return await self.size(request)
+
+    async def work(self, request: Request) -> Response:
+        """What routes do that compute: they are cancelled when their client leaves."""
+        line = request.scope["extensions"]["line"]["client"]
+        try:
+            await until_gone(line, request.receive, self.waited())  # type: ignore[arg-type]
+        except Cancelled:
+            self.cancelled += 1
+            raise ConnectionAbortedError from None
+        return PlainTextResponse("worked")
 
     async def echo(self, websocket: WebSocket) -> None:
         await websocket.accept()
@@ -279,3 +293,39 @@ def test_it_needs_nothing_of_gunicorn() -> None:
     program = "import sys; sys.modules.update(gunicorn=None, uvicorn_worker=None); import guni.protocol"
     done: subprocess.CompletedProcess[Any] = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
     assert done.returncode == 0
+
+
+def test_an_answer_comes_in_one_piece(site: Site) -> None:
+    """Whoever waits for it is woken once: a head by itself would be there before its body in some of so many answers."""
+    client, _ = site.connect()
+    with client:
+        for _ in range(200):
+            client.sendall(UPLOAD + b"abcdef")
+            assert client.recv(65536).endswith(b"\r\n\r\n6")
+
+
+def test_the_head_of_a_stream_does_not_wait_for_its_body(site: Site) -> None:
+    client, _ = site.connect()
+    with client:
+        ask(client, GET % b"events", b"3\r\none\r\n")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_work_is_cancelled_when_its_client_leaves(site: Site, count: int) -> None:
+    """A second request on the same connection is not begun before the first one's answer."""
+    client, connection = site.connect()
+    with client:
+        client.sendall(count * (GET % b"work"))
+        wait_for(lambda: bool(connection.line.told), "it works")
+    wait_for(lambda: site.cancelled == 1 and not connection.line.told, "it is cancelled")
+
+
+def test_work_that_is_done_is_answered(site: Site) -> None:
+    client, connection = site.connect()
+    with client:
+        client.sendall(GET % b"work")
+        wait_for(lambda: bool(connection.line.told), "it works")
+        site.go_on.set()
+        hear(client, b"worked")
+        assert not connection.line.told
+    assert site.cancelled == 0

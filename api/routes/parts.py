@@ -92,6 +92,7 @@ async def get_caller(
         owner if server.config.auth.enabled else None,
         session=read_session(x_session, request.cookies),
         parents=read_parents(x_parents or ""),
+        line=request.scope.get("extensions", {}).get("line", {}).get("client"),
     )
 
 
@@ -168,8 +169,8 @@ def own_format(info: Info) -> Format:
 
 def choose_type(request: Request, first: Sequence[str]) -> str:
     """The type that the client likes best of ``first`` and all picture types. Raises ``NotAcceptable``."""
-    offers = list(dict.fromkeys([*first, *MIME_TYPES.values()]))
-    chosen = choose(request.headers.getlist("accept"), offers)
+    offers = tuple(dict.fromkeys([*first, *MIME_TYPES.values()]))
+    chosen = choose(tuple(request.headers.getlist("accept")), offers)
     if chosen is None:
         raise NotAcceptable(f"this route answers {', '.join(offers)}")
     return chosen
