@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from api.conf import load_config
 from api.engine.codec import Encoding, encode
-from api.engine.host import tune
+from api.engine.host import settle, tune
 from api.engine.lane import LARGE
 from api.models.device import prepare_device, use_cores
 from api.models.jobs import Generate, Output
@@ -30,6 +30,7 @@ def main(path: str, model_id: str, seconds: float) -> None:
     config = load_config(path)
     cores = prepare_device(config.device(model_id), config.server.engine.threads)
     model = load_model(config, model_id)
+    settle()
     seeds = itertools.count()
 
     def run(count: int) -> Sequence[Output]:

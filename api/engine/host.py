@@ -32,6 +32,9 @@ QUICK = 3 * 128 * 128  # numbers of a picture that is encoded in less than a mil
 
 def tune() -> None:
     """Settings of a process that hosts models, made before torch is loaded."""
+    # Modules make objects by the hundred thousand, and the collector would look at all of them again and again while they are imported:
+    # a fifth of a start. ``settle`` turns it on again.
+    gc.disable()
     # The lane's thread takes the interpreter lock back after each kernel: waiting 5 ms for it would cost more than the kernels.
     sys.setswitchinterval(0.0002)
     # OpenMP's threads spin at every barrier, and where encoders or web workers want the same cores they spin on the one that the last
@@ -40,6 +43,13 @@ def tune() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Else MKL's products depend on where in memory their operands happen to lie, and a restart may change a picture.
     os.environ.setdefault("MKL_CBWR", "AUTO")
+
+
+def settle() -> None:
+    """After the models are loaded: what is there stays, and the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 class Peer(Protocol):
@@ -270,9 +280,7 @@ class Host:
         """The device's first thread: it loads the models, and runs them together with those of the other cores."""
         with leaving_if_lost():
             self.load()
-            # What has been loaded stays: the collector need not look at it again and again.
-            gc.collect()
-            gc.freeze()
+            settle()
             others = [threading.Thread(target=self.compute, name=f"core {i}", daemon=True) for i in range(1, self.lane.cores)]
             for other in others:
                 other.start()

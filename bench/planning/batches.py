@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from api.conf import load_config
 from api.engine.codec import Encoding, encode
-from api.engine.host import tune
+from api.engine.host import settle, tune
 from api.models.jobs import Diffuse, Generate, Job, Output
 from bench.raw import stay
 
@@ -31,6 +31,7 @@ class Bench:
         self.use = use_cores if self.device == "cpu" else lambda count: None
         self.use(1)
         self.model = load_model(self.config, model_id)
+        settle()
         self.long = self.model.info.long
         self.most = self.config.models[model_id].max_batch or self.config.server.engine.max_batch
         self.steps = int(self.model.info.extra["steps"]) if self.long else 0
