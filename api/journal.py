@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import TooLarge
@@ -30,21 +29,23 @@ class Journal:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        mark, begun, status, lasting = request_id(scope), time.perf_counter(), 0, False
+        given = dict(scope["headers"])
+        mark, begun, status, lasting = request_id(given), time.perf_counter(), 0, False
 
         async def note(message: Message) -> None:
             nonlocal status, lasting
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = mark
-                headers.setdefault("Cache-Control", "no-store")
-                lasting = headers.get("Content-Type", "").startswith("text/event-stream")
+                told = {name.lower(): value for name, value in message["headers"]}
+                message["headers"] = [*message["headers"], (b"x-request-id", mark.encode())]
+                if b"cache-control" not in told:
+                    message["headers"].append((b"cache-control", b"no-store"))
+                lasting = told.get(b"content-type", b"").startswith(b"text/event-stream")
             await send(message)
 
-        given = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
         try:
-            with scope["state"]["server"].tracing.span(scope["method"], given, server=True) as span:
+            parent = given.get(b"traceparent", b"").decode("latin-1")
+            with scope["state"]["server"].tracing.span(scope["method"], parent, server=True) as span:
                 await self.app(scope, receive, note)
                 if span is not None:
                     describe(span, scope, status, mark)
@@ -85,7 +86,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > self.limit:
             return await answer(send, scope, TooLarge.status, self.message())
         got, told = 0, False
@@ -111,10 +112,10 @@ class BodyLimit:
         return f"the request body is larger than {self.limit} bytes"
 
 
-def request_id(scope: Scope) -> str:
+def request_id(headers: Mapping[bytes, bytes]) -> str:
     """The id that a proxy gave the request, if it is a proper one, else a new one."""
-    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    return given if PROPER.fullmatch(given) else uuid.uuid4().hex
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if PROPER.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 async def answer(send: Callable[[Message], Any], scope: Scope, status: int, detail: str) -> None:

@@ -17,7 +17,7 @@ from api.engine.launch import launch
 from api.engine.socket import reach, socket_path
 from api.engine.transport import DEATHS, Transport, Watch
 from api.engine.wire import Bye, Cancel, Connection, Done, Failed, Hello, Picture, Progress, Return, Started, Submit, rebuild
-from api.errors import NotReady, Poisonous
+from api.errors import Expired, NotReady, Poisonous
 from api.models.base import Info
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,11 @@ class Pending:
     link: Connection | None = None
     started: bool = False
     deaths: int = 0
+
+
+def expire(entry: Pending) -> None:
+    if not entry.answer.done():
+        entry.answer.set_exception(Expired())
 
 
 class Engine(Transport):
@@ -68,13 +73,16 @@ class Engine(Transport):
         if self.link is not None:
             self.link.close()
 
-    async def ask(self, submit: Submit, watch: Watch | None) -> Picture:
-        entry = Pending(submit, asyncio.get_running_loop().create_future(), watch)
+    async def ask(self, submit: Submit, watch: Watch | None, patience: float) -> Picture:
+        loop = asyncio.get_running_loop()
+        entry = Pending(submit, loop.create_future(), watch)
         self.pending[submit.id] = entry
+        timer = loop.call_later(patience, expire, entry)
         self.send(entry)
         try:
             return await entry.answer
         finally:
+            timer.cancel()
             if self.pending.pop(submit.id, None) is not None and entry.link is not None:
                 entry.link.send(Cancel(submit.id))
 

@@ -17,7 +17,7 @@ from typing import Any
 from api.conf import Config
 from api.engine.transport import DEATHS, Transport, Watch
 from api.engine.wire import Done, Failed, Hello, Picture, Progress, Started, Submit, pack, rebuild, unpack_all
-from api.errors import Busy, ConfigError, NotReady, Poisonous, ServerError
+from api.errors import Busy, ConfigError, Expired, NotReady, Poisonous, ServerError
 from api.models.base import Info
 
 try:
@@ -113,7 +113,14 @@ class RayEngine(Transport):
             await self.news.wait()
         return self.infos[model_id]
 
-    async def ask(self, submit: Submit, watch: Watch | None) -> Picture:
+    async def ask(self, submit: Submit, watch: Watch | None, patience: float) -> Picture:
+        try:
+            async with asyncio.timeout(patience):
+                return await self.insist(submit, watch)
+        except TimeoutError:
+            raise Expired() from None
+
+    async def insist(self, submit: Submit, watch: Watch | None) -> Picture:
         """Sends a request again when its replica is lost; by itself, if it may have been the reason."""
         await self.reached.wait()
         deaths, wait = 0, LOOK

@@ -14,7 +14,6 @@ from typing import Any
 from api.conf import Config
 from api.engine.codec import Encoding
 from api.engine.wire import Picture, Progress, Started, Submit
-from api.errors import Expired
 from api.models.base import Info
 from api.models.jobs import Job
 from api.tracing import CURRENT
@@ -53,8 +52,8 @@ class Transport(ABC):
         """What the model is; waits until that is known. Raises ``NotReady`` if there is nothing to wait for."""
 
     @abstractmethod
-    async def ask(self, submit: Submit, watch: Watch | None) -> Picture:
-        """Sends a request, as often as it takes, until it is answered."""
+    async def ask(self, submit: Submit, watch: Watch | None, patience: float) -> Picture:
+        """Sends a request, as often as it takes, until it is answered. Raises ``Expired`` after ``patience`` seconds."""
 
     async def run(
         self,
@@ -84,11 +83,7 @@ class Transport(ABC):
             previews=previews,
             trace=CURRENT.get(),
         )
-        try:
-            async with asyncio.timeout(deadline - time.monotonic() + MARGIN):
-                return await self.ask(submit, watch)
-        except TimeoutError:
-            raise Expired() from None
+        return await self.ask(submit, watch, deadline - time.monotonic() + MARGIN)
 
     def tell(self) -> None:
         """Wakes who waits for news."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 
-def choose(headers: Sequence[str], offers: Sequence[str]) -> str | None:
+@functools.lru_cache(256)  # clients send the same few headers again and again
+def choose(headers: tuple[str, ...], offers: tuple[str, ...]) -> str | None:
     """The offer that the client likes best, the earlier of equals; ``None`` if it accepts none of them.
 
     Without a header everything is welcome. What cannot be parsed is passed over.

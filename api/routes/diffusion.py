@@ -155,7 +155,7 @@ async def get(request: Request, server: Server, caller: Caller, query: Any, *pic
 def choose_picture(request: Request, info: Info) -> str:
     """A picture unless JSON is liked better. Raises ``NotAcceptable``."""
     offers = list(dict.fromkeys([MIME_TYPES[own_format(info)], *MIME_TYPES.values(), JSON]))
-    chosen = choose(request.headers.getlist("accept"), offers)
+    chosen = choose(tuple(request.headers.getlist("accept")), tuple(offers))
     if chosen is None:
         raise NotAcceptable(f"this route answers {', '.join(offers)}")
     return chosen

@@ -73,7 +73,7 @@ async def walk(server: Server, caller: Caller, made: Walk) -> tuple[Answer, Pict
 def choose_motion(request: Request, preferred: Motion) -> tuple[str, Motion]:
     """The answer's type, JSON if the client does not mind, and the kind of animation in it. Raises ``NotAcceptable``."""
     offers = list(dict.fromkeys([JSON, MOTION_TYPES[preferred], *MOTION_TYPES.values()]))
-    chosen = choose(request.headers.getlist("accept"), offers)
+    chosen = choose(tuple(request.headers.getlist("accept")), tuple(offers))
     if chosen is None:
         raise errors.NotAcceptable(f"this route answers {', '.join(offers)}")
     return chosen, next((kind for kind, mime_type in MOTION_TYPES.items() if mime_type == chosen), preferred)

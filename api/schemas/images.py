@@ -86,4 +86,5 @@ class CompoundImage(Image):
 def shortest(picture: Picture) -> Floats:
     """The picture's style: w, (w_size,), if it is the same at all levels, else w+, (levels, w_size)."""
     assert picture.styles is not None
-    return picture.styles[0] if (picture.styles == picture.styles[0]).all() else picture.styles
+    first = picture.styles[0]
+    return first if picture.styles.tobytes() == first.tobytes() * len(picture.styles) else picture.styles
