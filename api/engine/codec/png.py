@@ -3,17 +3,22 @@
 Pillow's default spends its time in zlib. ISA-L's deflate at level 1 is some twenty times as fast and, behind one filter for the whole
 picture, a few per cent larger on photographs and faces. Of the filters, "average" saves 4 % more on photographs and loses 3 % on drawn
 faces at several times the cost of "up", "Paeth" costs more than the deflate behind it, and higher levels cost more than they save.
-The bytes depend on ISA-L's version and the processor's instructions, the pixels on neither.
+
+Where most values equal the one above, ISA-L finds matches that cost more bits than the values they stand for, and none behind a long
+run: there zlib-ng makes less of it, in twice the time. What a large picture of that kind needs, a band of it tells.
+The bytes depend on the libraries' versions and the processor's instructions, the pixels on neither.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from api.engine.codec.metadata import XMP
 from api.models.jobs import Pixels
@@ -22,6 +27,12 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
 NONE, UP = 0, 2
 LEVEL = 1
+# zlib-ng's level, and the most memory it takes, which makes its Huffman blocks long.
+LEVEL_REPEATS, MEMORY = 2, 9
+# So many of a hundred values equal the one above in drawings with soft light, and in those without.
+FLAT, CLEAN = 75, 95
+# Up to so many bytes a drawing repeats itself within ISA-L's reach, and both filters are soon tried.
+LARGE = 1 << 17
 
 WORDS = struct.Struct(">II")
 LENGTH = struct.Struct(">I")
@@ -62,14 +73,38 @@ def text_chunk(text: str) -> bytes:
 
 
 def deflate(rows: Pixels) -> bytes:
-    """``rows`` (height, bytes a row) filtered and compressed."""
-    if not is_flat(rows):
-        return compress(filter_up(rows))
-    # Drawings repeat themselves, and a filter may hide it: only deflate can tell, here of the middle.
-    height = len(rows)
-    band = rows[height // 2 - height // 16 - 16 :][: height // 8 + 32] if height > 64 else rows
-    best = min((filter_up, filter_none), key=lambda each: len(compress(each(band))))
-    return compress(best(rows))
+    """``rows`` (height, bytes a row) filtered and compressed. Their content alone decides how, so that it never differs."""
+    filtered = filter_up(rows)
+    flat = flatness(filtered)
+    if flat < FLAT:
+        return compress(filtered)
+    if rows.size < LARGE:
+        return min(compress(filtered), compress(filter_none(rows)), key=len)
+    band = middle(len(rows))
+    squeeze, size = best_way(filtered[band], flat)
+    # Letters and the like come again a few rows below; a filter hides it.
+    return compress(filter_none(rows)) if len(compress(filter_none(rows[band]))) < size else squeeze(filtered)
+
+
+def best_way(band: Pixels, flat: int) -> tuple[Callable[[Pixels], bytes], int]:
+    """How to compress the picture that the band is of, and what becomes of the band. Runs must save a twentieth to be worth their time."""
+    if flat >= CLEAN:
+        return compress_repeats, len(compress_repeats(band))
+    plain, runs = len(compress(band)), len(compress_runs(band))
+    return (compress_runs, runs) if 20 * plain > 21 * runs else (compress, plain)
+
+
+def flatness(filtered: Pixels) -> int:
+    """How many of a hundred values equal the one above, judged by every eighth row."""
+    sample = filtered[1::8]
+    return 100 - 100 * (int(np.count_nonzero(sample)) - len(sample)) // max(1, sample.size - len(sample))
+
+
+def middle(height: int) -> slice:
+    """A band of rows that tells of the others: few of them, and as many as a repeated shape may need."""
+    count = height // 128 + 16
+    start = max(0, (height - count) // 2)
+    return slice(start, start + count)
 
 
 def compress(filtered: Pixels) -> bytes:
@@ -77,10 +112,21 @@ def compress(filtered: Pixels) -> bytes:
     return data
 
 
-def is_flat(rows: Pixels) -> bool:
-    """Whether three of four values equal the one above, judged by every eighth row."""
-    below, above = rows[1::8], rows[:-1:8]
-    return bool(4 * np.count_nonzero(below == above) > 3 * below.size)
+def compress_repeats(filtered: Pixels) -> bytes:
+    deflater = zlib_ng.compressobj(LEVEL_REPEATS, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, MEMORY)
+    return deflater.compress(filtered) + deflater.flush()
+
+
+def compress_runs(filtered: Pixels) -> bytes:
+    """Runs of one value alone, in the upper two thirds; the rest is ISA-L's.
+
+    Runs take twice as long and a fifth less room: so the whole is about a seventh larger than Pillow's, not a fourth.
+    """
+    cut = 2 * len(filtered) // 3
+    deflater = zlib_ng.compressobj(LEVEL, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, MEMORY, zlib_ng.Z_RLE)
+    upper = deflater.compress(filtered[:cut]) + deflater.flush(zlib_ng.Z_SYNC_FLUSH)
+    lower = isal_zlib.compress(filtered[cut:], LEVEL, -isal_zlib.MAX_WBITS)
+    return b"".join((upper, lower, LENGTH.pack(isal_zlib.adler32(filtered))))
 
 
 def filter_none(rows: Pixels) -> Pixels:
