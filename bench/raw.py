@@ -1,4 +1,4 @@
-"""The bare engine: the same model object, the same jobs, no server. Each core of a CPU computes batches of its own.
+"""The bare engine: the same model object, the same jobs, no server. Each core of a CPU computes batches of its own, with PNGs and without.
 
 ``python -m bench.raw TOML MODEL SECONDS`` prints JSON.
 """
@@ -48,18 +48,24 @@ def main(path: str, model_id: str, seconds: float) -> None:
         singles.append(time.perf_counter() - begun)
     use_cores(1)
 
-    def work(end: float) -> int:
+    def work(end: float, encoding: bool) -> int:
         use_cores(1)
         made = 0
         while time.perf_counter() < end:
-            made += len(run(best))
+            outputs = run(best)
+            made += len(outputs)
+            for output in outputs if encoding else ():
+                encode(output.image, Encoding("png"), {"Seed": output.seed})
         return made
 
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(cores) as pool:
-        made = sum(pool.map(work, [begun + seconds] * cores))
-    rate = made / (time.perf_counter() - begun)
-    print(json.dumps({"single_ms": 1000 * statistics.median(singles), "batched_rate": rate, "batch": best}))
+    def rate(encoding: bool) -> float:
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(cores) as pool:
+            made = sum(pool.map(work, [begun + seconds] * cores, [encoding] * cores))
+        return made / (time.perf_counter() - begun)
+
+    rates = {"batched_rate": rate(False), "encoded_rate": rate(True)}
+    print(json.dumps({"single_ms": 1000 * statistics.median(singles), **rates, "batch": best}))
 
 
 if __name__ == "__main__":
