@@ -180,7 +180,7 @@ def test_a_request_at_two_deaths_is_refused(config: Config, monkeypatch: pytest.
             while entry.link is None:
                 await asyncio.sleep(0.001)
             stopping[0] = deaths < 2
-            entry.started = True  # as if the engine had told so in the moment of its death
+            entry.started = True  # as if it had been begun in the moment of the engine's death
             for pid in pids(config):
                 os.kill(pid, signal.SIGKILL)
             while entry.deaths < deaths:

@@ -10,13 +10,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from api.conf import Config
+from api.engine.begun import read_begun
 from api.engine.launch import launch
 from api.engine.socket import reach, socket_path
 from api.engine.transport import DEATHS, Transport, Watch
-from api.engine.wire import Bye, Cancel, Connection, Done, Failed, Hello, Picture, Progress, Return, Started, Submit, rebuild
+from api.engine.wire import Bye, Cancel, Connection, Diary, Done, Failed, Hello, Picture, Progress, Return, Started, Submit, rebuild
 from api.errors import Expired, NotReady, Poisonous
 from api.models.base import Info
 
@@ -55,6 +57,7 @@ class Engine(Transport):
         super().__init__(config, str(self.path), config.devices()[device])
         self.pending: dict[int, Pending] = {}
         self.link: Connection | None = None  # where new requests go
+        self.diaries: dict[Connection, Diary] = {}
         self.wanted = asyncio.Event()  # set when a link is needed
         self.keeper: asyncio.Task[None] | None = None
 
@@ -123,6 +126,8 @@ class Engine(Transport):
                     self.send(entry)
             case Hello():
                 self.welcome(link, message)
+            case Diary():
+                self.diaries[link] = message
             case Bye():
                 self.leave(link)
 
@@ -156,9 +161,12 @@ class Engine(Transport):
 
     def lost(self, link: Connection) -> None:
         self.leave(link)
-        for entry in [entry for entry in self.pending.values() if entry.link is link]:
+        diary = self.diaries.pop(link, None)
+        held = [entry for entry in self.pending.values() if entry.link is link]
+        begun = read_begun(Path(diary.path), diary.client) if diary and held else set()
+        for entry in held:
             entry.link = None
-            if entry.started:
+            if entry.started or entry.submit.id in begun:
                 self.bury(entry)
         if self.link is not None:
             self.resend()

@@ -152,8 +152,14 @@ class Host:
         for request in batch:
             assert isinstance(request, Request)
             request.begun = time.time_ns()
-            told.setdefault(request.peer, []).append(request.id)
-        self.post({peer: pack(Started(ids)) for peer, ids in told.items()})
+            if not self.note(request) or request.progress:
+                told.setdefault(request.peer, []).append(request.id)
+        if told:
+            self.post({peer: pack(Started(ids)) for peer, ids in told.items()})
+
+    def note(self, request: Request) -> bool:
+        """Whether the client will know of itself, should this process die, that the request was begun."""
+        return False
 
     def progressed(self, ticket: Ticket, index: int, total: int, previews: Previews | None) -> None:
         assert isinstance(ticket, Request)

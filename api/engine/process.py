@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import logging
 import os
 import signal
@@ -18,9 +19,10 @@ from pathlib import Path
 import uvloop
 
 from api.conf import Config
-from api.engine.host import Host, Peer, tune
+from api.engine.begun import open_begun
+from api.engine.host import Host, Peer, Request, tune
 from api.engine.socket import reach
-from api.engine.wire import Connection
+from api.engine.wire import Connection, Diary
 from api.logs import attach_engine
 from api.telemetry import Telemetry
 from api.tracing import Tracing, open_tracing
@@ -33,7 +35,8 @@ class Process(Host):
 
     def __init__(self, config: Config, device: str, telemetry: Telemetry, tracing: Tracing, claim: Claim) -> None:
         super().__init__(config, device, telemetry, tracing)
-        self.claim = claim
+        self.claim, self.begun = claim, open_begun(claim.path)
+        self.numbers = itertools.count(1)
         self.linger = config.server.engine.linger
         # Who started this process may have died before it could connect.
         self.closing: asyncio.TimerHandle | None = self.loop.call_later(max(self.linger, LONELY), self.left.set)
@@ -42,6 +45,9 @@ class Process(Host):
         return Guest(self)
 
     def welcome(self, peer: Peer) -> None:
+        if self.begun is not None and isinstance(peer, Guest):
+            peer.number = next(self.numbers)
+            peer.send(Diary(str(self.begun.path), peer.number))
         if self.closing is not None:
             self.closing.cancel()
             self.closing = None
@@ -57,9 +63,17 @@ class Process(Host):
             self.claim.release()  # gives the socket's name to a successor
             super().drain()
 
+    def note(self, request: Request) -> bool:
+        if self.begun is None or not isinstance(request.peer, Guest):
+            return False
+        self.begun.note(request.peer.number, request.id)
+        return True
+
 
 class Guest(Connection):
     """A client's end in the engine."""
+
+    number = 0
 
     def __init__(self, host: Process) -> None:
         super().__init__(host.receive, host.part)
@@ -112,6 +126,8 @@ async def serve(config: Config, device: str, claim: Claim) -> None:
     claim.release()
     server.close()
     await flush(host)
+    if host.begun is not None:
+        host.begun.remove()
     telemetry.close()
     tracing.close()
 

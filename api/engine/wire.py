@@ -58,6 +58,14 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Diary:
+    """Sent first: the file in which the engine notes what it begins, and the client's number there. Who has it hears no ``Started``."""
+
+    path: str
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bye:
     """The engine drains: it finishes what it has and takes nothing more."""
 
@@ -71,6 +79,8 @@ class Return:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """Of requests whose progress is reported, and where there is no ``Diary``."""
+
     ids: list[int]
 
 
@@ -114,7 +124,7 @@ class Failed:
 KNOWN: Mapping[str, type[Any]] = {
     cls.__name__: cls
     for group in (
-        (Submit, Cancel, Hello, Bye, Return, Started, Progress, Picture, Done, Failed, Encoding, Info),
+        (Submit, Cancel, Hello, Diary, Bye, Return, Started, Progress, Picture, Done, Failed, Encoding, Info),
         (Generate, Synthesize, Edit, Project, Diffuse),
     )
     for cls in group
