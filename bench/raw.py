@@ -1,6 +1,7 @@
 """The bare engine: the same model object, the same jobs, no server. Each core of a CPU computes batches of its own, with PNGs and without.
 
-``python -m bench.raw TOML MODEL SECONDS`` prints JSON.
+``python -m bench.raw TOML MODEL SECONDS`` prints JSON; with ``turns`` behind it milliseconds of one picture, once for each line that it
+reads.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def stay(index: int, total: int, previews: object = None) -> None:
     """The step of a model that has no steps."""
 
 
-def main(path: str, model_id: str, seconds: float) -> None:
+def main(path: str, model_id: str, seconds: float, turns: bool = False) -> None:
     config = load_config(path)
     cores = prepare_device(config.device(model_id), config.server.engine.threads)
     model = load_model(config, model_id)
@@ -40,12 +41,22 @@ def main(path: str, model_id: str, seconds: float) -> None:
     use_cores(cores if model.info.parameters >= LARGE else 1)
     for count in (1, best, 1, best):
         run(count)
-    singles, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        begun = time.perf_counter()
-        (output,) = run(1)
-        encode(output.image, Encoding("png"), {"Seed": output.seed})
-        singles.append(time.perf_counter() - begun)
+
+    def single() -> float:
+        """Milliseconds of a picture with its PNG, the median."""
+        times, end = [], time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            begun = time.perf_counter()
+            (output,) = run(1)
+            encode(output.image, Encoding("png"), {"Seed": output.seed})
+            times.append(1000 * (time.perf_counter() - begun))
+        return statistics.median(times)
+
+    if turns:
+        for _ in sys.stdin:
+            print(single(), flush=True)
+        return
+    alone = single()
     use_cores(1)
 
     def work(end: float, encoding: bool) -> int:
@@ -65,9 +76,9 @@ def main(path: str, model_id: str, seconds: float) -> None:
         return made / (time.perf_counter() - begun)
 
     rates = {"batched_rate": rate(False), "encoded_rate": rate(True)}
-    print(json.dumps({"single_ms": 1000 * statistics.median(singles), **rates, "batch": best}))
+    print(json.dumps({"single_ms": alone, **rates, "batch": best}))
 
 
 if __name__ == "__main__":
     tune()
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4:] == ["turns"])

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--workers", type=int, default=1, help="web workers; more than one needs gunicorn")
     parser.add_argument("--rounds", type=int, default=2, help="the best of so many")
+    parser.add_argument("--turns", type=int, default=12, help="of one client and of the bare engine, side by side; 0: no such comparison")
     options = parser.parse_args(argv)
     raws, rows = [], {name: {} for name in ("this server", "LitServe, our encoder", "LitServe, Pillow")}  # type: ignore[var-annotated]
     for _ in range(options.rounds):
@@ -36,6 +38,8 @@ def main(argv: list[str]) -> int:
         for encoder, name in (("ours", "LitServe, our encoder"), ("pillow", "LitServe, Pillow")):
             run_peer(options, encoder, rows[name])
     report(options.model, raws, rows)
+    if options.turns:
+        compare(options)
     return 0
 
 
@@ -47,6 +51,32 @@ def run_server(options: argparse.Namespace, found: dict[int, dict[str, Any]]) ->
     environment = {"STYLEGAN_TOML": options.config, "PORT": str(port)}
     with running(command, environment, f"http://127.0.0.1:{port}/readyz"):
         press(f"http://127.0.0.1:{port}/{options.model}/generate?seed={{seed}}", None, options.seconds, found)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """What a lone request takes more than model and encoder, in neighbouring turns: the machine changes by the minute."""
+    port, spent = free_port(), []
+    command = [sys.executable, "-m", "bench.raw", options.config, options.model, "1", "turns"]
+    environment = {"STYLEGAN_TOML": options.config, "PORT": str(port)}
+    url = f"http://127.0.0.1:{port}/{options.model}/generate?seed={{seed}}"
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bare,
+        running([sys.executable, "main.py"], environment, f"http://127.0.0.1:{port}/readyz"),
+    ):
+        assert bare.stdin is not None
+        assert bare.stdout is not None
+        for _ in range(options.turns + 1):
+            print(file=bare.stdin, flush=True)
+            alone = float(bare.stdout.readline())
+            spent.append((alone, measure(["bench.load", url, "1", "1"])["p50"]))
+        bare.stdin.close()
+    spent = spent[1:]  # the first turn warms up
+    over = [served - alone for alone, served in spent]
+    low, middle, high = statistics.quantiles(over, n=4)
+    alone, served = (statistics.median(times) for times in zip(*spent, strict=True))
+    print(
+        f"\none client, {len(over)} turns: {served:.2f} ms, model and encoder {alone:.2f} ms; {middle:.2f} ms more ({low:.2f} … {high:.2f})"
+    )
 
 
 def run_peer(options: argparse.Namespace, encoder: str, found: dict[int, dict[str, Any]]) -> None:
@@ -115,7 +145,7 @@ def report(model: str, raws: list[dict[str, Any]], rows: dict[str, dict[int, dic
             numbers = [result["rate"] / batched, result["rate"] / encoded, result["p50"], result["p95"], result["p99"]]
             print(f"| {name} | {clients} | {result['rate']:.0f} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
     ours, peer = rows["this server"], rows["LitServe, our encoder"]
-    print(f"\none client: {ours[1]['p50'] - single:.2f} ms over model and encoder")
+    print()
     for clients in CLIENTS:
         print(f"{clients} clients: {ours[clients]['rate'] / peer[clients]['rate']:.2f} × LitServe with the same network and encoder")
 
