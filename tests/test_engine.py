@@ -22,7 +22,7 @@ from api.engine.client import Engine, Pending
 from api.engine.codec import Encoding
 from api.engine.launch import early, launch_early
 from api.engine.socket import reach, socket_path
-from api.engine.wire import LENGTH, Connection, Picture, Submit, pack, unpack
+from api.engine.wire import LENGTH, Connection, Done, Picture, Submit, pack, unpack
 from api.errors import BadArray, Expired, NoSuchLabel, Poisonous
 from api.models.jobs import Generate, Synthesize
 from tests.checkpoints import tiny_precure
@@ -281,6 +281,31 @@ def test_garbage_on_the_socket_ends_only_that_connection(lasting: Config) -> Non
             stranger.close()
         assert (await generate(engine, 2)).seed == 2
         assert len(pids(lasting)) == 1
+
+    with_engines(lasting, 1, use)
+
+
+def test_a_client_that_reads_slowly_gets_everything_whole_and_once(lasting: Config) -> None:
+    """Many threads write to its socket, which takes less than that at a time."""
+    count = 1000
+
+    async def use(engine: Engine) -> None:
+        wanted = {seed: (await generate(engine, seed)).data for seed in range(4)}
+        reader, writer = await asyncio.open_unix_connection(reach(socket_path(lasting, "cpu")), limit=1 << 12)
+        for number in range(count):
+            job = Generate(model="tiny", seed=number % 4)
+            writer.write(pack(Submit(id=number, job=job, client="slow", deadline=time.monotonic() + 60, encoding=PNG)))
+        await writer.drain()
+        told: list[int] = []
+        while len(told) < count:
+            await asyncio.sleep(0.0005)
+            (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+            message = unpack(await reader.readexactly(length))
+            if isinstance(message, Done):
+                assert message.picture.data == wanted[message.id % 4]
+                told.append(message.id)
+        assert sorted(told) == list(range(count))
+        writer.close()
 
     with_engines(lasting, 1, use)
 

@@ -53,7 +53,7 @@ def settle() -> None:
 
 
 class Peer(Protocol):
-    """A client's end, used on the event loop: where messages to it are put, packed or not."""
+    """A client's end: where messages to it are put, packed or not. It is used on the event loop, unless a host knows better."""
 
     def send(self, *messages: object) -> None: ...
     def write(self, frames: bytes) -> None: ...
@@ -126,7 +126,7 @@ class Host:
             self.failed(request, explain(error))
 
     def part(self, peer: Peer) -> None:
-        for request in self.clients.pop(peer).values():
+        for request in list(self.clients.pop(peer).values()):
             self.lane.cancel(request)
 
     def drain(self) -> None:
