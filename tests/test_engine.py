@@ -13,14 +13,17 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import uvloop
 
 from api.conf import Config, load_config
 from api.engine.client import Engine, Pending
 from api.engine.codec import Encoding
 from api.engine.launch import early, launch_early
+from api.engine.process import Guest
 from api.engine.socket import reach, socket_path
 from api.engine.wire import LENGTH, Connection, Done, Picture, Submit, pack, unpack
 from api.errors import BadArray, Expired, NoSuchLabel, Poisonous
@@ -308,6 +311,39 @@ def test_a_client_that_reads_slowly_gets_everything_whole_and_once(lasting: Conf
         writer.close()
 
     with_engines(lasting, 1, use)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_is_written_while_something_waits_waits_too(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def use() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(10)
+        host = SimpleNamespace(receive=None, part=lambda guest: None, welcome=lambda guest: None, loop=asyncio.get_running_loop())
+        _, guest = await host.loop.create_connection(lambda: Guest(host), sock=ours)  # type: ignore[arg-type]
+        pieces = [bytes([number]) * 500_000 for number in range(4)]
+        guest.write(pieces[0])
+        got = theirs.recv(100_000)  # there is room for some of the next one now
+        for piece in pieces[1:3]:
+            await asyncio.to_thread(guest.write, piece)
+        while len(got) < 1_500_000:
+            await asyncio.sleep(0)
+            got += await asyncio.to_thread(theirs.recv, 1 << 20)
+        while guest.waiting or guest.transport.get_write_buffer_size():
+            await asyncio.sleep(0)
+        small = b"at once"
+        guest.write(small)
+        assert not guest.waiting
+        assert theirs.recv(100) == small
+        assert got == b"".join(pieces[:3])
+        guest.close()
+        while guest.socket is not None:
+            await asyncio.sleep(0)
+        guest.write(small)  # to nobody
+        assert theirs.recv(1) == b""
+        theirs.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(use(), 30))
 
 
 def test_frames_survive_any_cut() -> None:
