@@ -41,7 +41,7 @@ class Gathering:
     def flush(self) -> None:
         if self.pieces:
             pieces, self.pieces = self.pieces, []
-            self.transport.write(b"".join(pieces))
+            self.transport.writelines(pieces)
 
     def close(self) -> None:
         self.flush()

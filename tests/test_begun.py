@@ -32,6 +32,19 @@ def test_the_latest_stay(tmp_path: Path) -> None:
     assert read_begun(begun.path, 1) == set(range(10, COUNT + 10))
 
 
+def test_without_room_there_is_none_and_nothing_is_left(tmp_path: Path) -> None:
+    program = f"""
+import resource, signal
+from pathlib import Path
+from api.engine.begun import open_begun
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a disk with that much room
+assert open_begun(Path({str(tmp_path / "engine.sock")!r})) is None
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_place_there_is_none(tmp_path: Path) -> None:
     assert open_begun(tmp_path / "missing" / "engine.sock") is None
     assert read_begun(tmp_path / "missing", 1) == set()

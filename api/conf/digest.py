@@ -10,6 +10,9 @@ from pathlib import Path
 from api import __version__
 from api.conf.tree import Config
 
+WIRE = 2
+"""Of the messages in api/engine/wire.py: an engine of other code speaks others, and new web workers need one of their own."""
+
 
 def engine_digest(config: Config) -> str:
     """Names the engines of a configuration: it changes with all that changes what an engine loads or does."""
@@ -26,7 +29,7 @@ def engine_digest(config: Config) -> str:
     }
     engine = config.server.engine.model_dump(mode="json", exclude={"max_batch", "precision", "deadline"})
     engine["trace"] = config.trace.model_dump(mode="json")
-    return hashlib.sha256(json.dumps([__version__, engine, models], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([__version__, WIRE, engine, models], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stamps(path: Path) -> Iterator[tuple[str, int, int, int]]:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 SUFFIX = ".begun"
 ENTRY = struct.Struct("<QQ")  # the client's number, from 1, and the request's
 COUNT = 4096  # more than are begun and not yet answered at any time
+SIZE = COUNT * ENTRY.size
 
 
 class Begun:
@@ -24,13 +25,15 @@ class Begun:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(handle, bytes(COUNT * ENTRY.size))  # what has a place on the disk can be written later, too
-            self.ring = mmap.mmap(handle, COUNT * ENTRY.size)
-        finally:
-            os.close(handle)
-        self.places = itertools.cycle(range(0, COUNT * ENTRY.size, ENTRY.size))
+            path.touch(0o600)
+            path.write_bytes(bytes(SIZE))  # what has a place on the disk can be written later, too
+            with path.open("r+b") as file:
+                self.ring = mmap.mmap(file.fileno(), SIZE)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        self.places = itertools.cycle(range(0, SIZE, ENTRY.size))
 
     def note(self, client: int, request: int) -> None:
         """From any thread."""

@@ -5,13 +5,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+SHORT = 500  # characters of headers whose choice is remembered
 
-@functools.lru_cache(256)  # clients send the same few headers again and again
+
 def choose(headers: tuple[str, ...], offers: tuple[str, ...]) -> str | None:
     """The offer that the client likes best, the earlier of equals; ``None`` if it accepts none of them.
 
     Without a header everything is welcome. What cannot be parsed is passed over.
     """
+    return recall(headers, offers) if sum(map(len, headers)) <= SHORT else compare(headers, offers)
+
+
+@functools.lru_cache(256)  # clients send the same few headers again and again
+def recall(headers: tuple[str, ...], offers: tuple[str, ...]) -> str | None:
+    return compare(headers, offers)
+
+
+def compare(headers: tuple[str, ...], offers: tuple[str, ...]) -> str | None:
     ranges = [parsed for header in headers for part in header.split(",") if (parsed := parse(part)) is not None]
     if not ranges:
         return offers[0]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 Value = str | int | float | bool
+SHORT = 100  # characters of a text that is remembered
 PLAIN = frozenset((str, int, float, bool))
 
 PROMPT, NEGATIVE = "Prompt", "Negative prompt"
@@ -72,9 +73,17 @@ def check_key(key: str) -> str:
     return key
 
 
-@lru_cache(256)
 def write_text(value: str) -> str:
     """A text as it stands in the line: in quotes where it would be misread."""
+    return write_short(value) if len(value) <= SHORT else quote(value)
+
+
+@lru_cache(256)
+def write_short(value: str) -> str:
+    return quote(value)
+
+
+def quote(value: str) -> str:
     if UNSAFE.search(value) or read_value(value) != value:
         return json.dumps(value)
     return value
