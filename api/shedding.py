@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.errors import Busy
 from api.routes.parts import get_caller
 from api.schemas.openai import envelope, is_openai
+from api.server import Server
 
 
 def find_computing(routers: Iterable[APIRouter], models: Iterable[str]) -> dict[tuple[str, str], APIRoute]:
@@ -43,7 +44,7 @@ class Shed:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         server, route = scope["state"]["server"], self.computing.get((scope["method"], scope["path"]))
-        if route is None or server.limits.crowd is None or is_conditional(scope):
+        if route is None or server.limits.crowd is None or may_be_there(scope, server):
             return await self.app(scope, receive, send)
         if (full := server.limits.full()) is not None:
             scope["route"] = route
@@ -65,8 +66,10 @@ class Shed:
                 server.limits.make_room()  # it was not let in, and leaves no place
 
 
-def is_conditional(scope: Scope) -> bool:
-    """Whether the client may have the picture, which is told without computing."""
+def may_be_there(scope: Scope, server: Server) -> bool:
+    """Whether the client, or the hosts' cache, may have the picture: neither asks the limits."""
+    if server.cache is not None and scope["method"] == "GET" and scope["path"].endswith("/image"):
+        return True
     return any(name == b"if-none-match" for name, _ in scope["headers"])
 
 

@@ -15,6 +15,7 @@ from api.conf import ConcurrencyConf, LimitConf
 from api.errors import Busy
 from api.limits import Limits
 from api.shedding import find_computing
+from tests import redises
 from tests.checkpoints import tiny_precure
 from tests.serving import inside, write_config
 
@@ -180,3 +181,31 @@ async def check(client: httpx.AsyncClient, limits: Limits) -> None:
     assert sorted(line.rsplit(" ", 1)[1] for line in refused) == ["2.0", "2.0", "3.0"]
     assert not any('route="other"' in line for line in refused)
     assert 'stylegan_refusals_total{error="server_busy"} 7.0' in lines
+
+
+def test_what_a_host_has_made_is_answered_however_many_wait(tmp_path: Path) -> None:
+    tiny_precure(tmp_path / "plain.safetensors", levels=3)
+    limit = {"concurrency": {"enabled": True, "max_concurrency": 1, "max_queue": 4}}
+    models = {"plain": {"file": "plain.safetensors", "relative": True}}
+    cluster = {"redis": redises.shared().new_url(), "cache": 60.0}
+    config = write_config(tmp_path, models, {"limit": limit, "engine": {"linger": 0.2}}, cluster=cluster)
+
+    async def ask(client: httpx.AsyncClient, limits: Limits) -> None:
+        made = await client.get("/plain/image?seed=1")
+        async with asyncio.TaskGroup() as group:
+            held = await fill(limits, 5, group)
+            assert (await client.get("/plain/image?seed=2")).status_code == 503
+            assert limits.crowd is not None
+            limits.crowd.probe += 600
+            again = await client.get("/plain/image?seed=1")
+            assert (again.status_code, again.content) == (200, made.content)
+            assert (await client.get("/plain/image?seed=3")).status_code == 503
+            assert "ratelimit" not in (await client.post("/plain/generate?seed=1")).headers, "it is refused in a hurry"
+            for event, _ in held:
+                event.set()
+
+    async def run() -> None:
+        async with asyncio.timeout(120), inside(config) as (client, server):
+            await ask(client, server.limits)
+
+    asyncio.run(run())
