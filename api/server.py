@@ -26,7 +26,7 @@ from api.limits import Limits
 from api.models.base import Info
 from api.models.jobs import Diffuse, Generate, Job
 from api.telemetry import Telemetry
-from api.tracing import CURRENT, Tracing, open_tracing
+from api.tracing import Tracing, open_tracing
 from api.waiting import Line, few_at_a_time, until_gone
 
 if TYPE_CHECKING:  # it brings SQLAlchemy along, which a server that keeps nothing need not load
@@ -240,9 +240,9 @@ class Server:
         self, caller: Caller, jobs: Sequence[Job], encoding: Encoding, recipes: Sequence[Mapping[str, Any]], free: bool, keep: bool
     ) -> Answer:
         begun = time.monotonic()
-        async with self.limits.admit(caller.address) as admission:
-            waited = int(1e9 * (time.monotonic() - begun))
-            self.tracing.record("limits", (now := time.time_ns()) - waited, now, CURRENT.get())
+        async with contextlib.AsyncExitStack() as held:
+            with self.tracing.span("limits"):  # of those who are sent away, too
+                admission = await held.enter_async_context(self.limits.admit(caller.address))
             if free:
                 await admission.refund()
             try:

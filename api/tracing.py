@@ -1,6 +1,6 @@
 """Traces by OpenTelemetry over web workers and engines. Off, and its library is not imported, unless `[trace] url` says where they go.
 
-A request's trace: "POST /{model_id}/generate" over all, "limits" while it waited to be admitted, and for each picture "queue", "model" and
+A request's trace: "POST /{model_id}/generate" over all, "limits" while it waits to be admitted, and for each picture "queue", "model" and
 "encode" in the engine process. So have each attempt at a task ("task") and each change that a viewer of `/live` makes ("change"). A batch
 has a trace of its own, linked with those of its pictures, as it belongs to none of them alone.
 """

@@ -64,10 +64,12 @@ def collecting() -> Iterator[Collector]:
         collector.server.server_close()
 
 
-def write(folder: Path, url: str, **trace: Any) -> Path:
+def write(folder: Path, url: str, most: int = 200, **trace: Any) -> Path:
     tiny_precure(folder / "plain.safetensors", levels=3)
     models = {"plain": {"file": "plain.safetensors", "relative": True}}
-    return write_config(folder, models, {"limit": {"rate": {"enabled": True}}, "engine": {"linger": 0.5}}, trace={"url": url, **trace})
+    return write_config(
+        folder, models, {"limit": {"rate": {"enabled": True, "max_request": most}}, "engine": {"linger": 0.5}}, trace={"url": url, **trace}
+    )
 
 
 def test_a_request_is_one_trace_over_all_processes(tmp_path: Path) -> None:
@@ -90,6 +92,16 @@ def test_a_request_is_one_trace_over_all_processes(tmp_path: Path) -> None:
             assert {span.parent_span_id for _, span in found} == {whole.span_id}
             assert all(whole.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano for _, span in found)
         assert {span.trace_id.hex() for _, span in collector.spans} == {TRACE}
+
+
+def test_who_is_sent_away_has_a_trace_of_the_limits(tmp_path: Path) -> None:
+    with collecting() as collector:
+        with serve(write(tmp_path, collector.url, most=1)) as server:
+            sampled = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+            assert [server.client.post("/plain/generate?seed=1", headers=sampled).status_code for _ in range(2)] == [200, 429]
+        until(lambda: len(collector.named("limits")) == len(collector.named("POST /{model_id}/generate")) == 2)
+        parents = {span.parent_span_id for _, span in collector.named("limits")}
+        assert parents == {span.span_id for _, span in collector.named("POST /{model_id}/generate")}
 
 
 def test_a_batch_is_linked_with_its_pictures(tmp_path: Path) -> None:
