@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
+import itertools
 import random
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import zlib
@@ -24,10 +27,27 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps, PngImagePlugin
 
-from api.engine.codec import MIME_TYPES, Encoding, decode_picture, encode, parse_recipe, read_recipe, recipe_text, unpack_picture
+from api.engine.codec import MIME_TYPES, Encoding, crew, decode_picture, encode, parse_recipe, read_recipe, recipe_text, unpack_picture
 from api.engine.codec.containers import ADAM7, MOST_SCANS, png_chunks
 from api.engine.codec.metadata import exif_comment, read_comment, read_orientation
-from api.engine.codec.png import CLEAN, FLAT, LARGE, compress, filter_none, filter_up, flatness
+from api.engine.codec.png import (
+    BARE,
+    CLEAN,
+    FLAT,
+    LARGE,
+    PLAIN,
+    REPEATS,
+    RUNS,
+    Strip,
+    Way,
+    best_way,
+    combine,
+    compress,
+    deflate,
+    filter_none,
+    flatness,
+    middle,
+)
 from api.errors import BadInput, TooLarge, Undecodable
 from api.models.jobs import Pixels
 from bench.encode import PICTURES, drawing, photograph, shaded
@@ -98,24 +118,87 @@ def test_png_of_a_photograph_is_at_most_fifteen_per_cent_larger_than_pillow_s(na
 @pytest.mark.parametrize(("paint", "kind"), [(drawing, range(CLEAN, 101)), (shaded, range(FLAT, CLEAN))])
 def test_png_of_a_large_drawing_is_at_most_fifteen_per_cent_larger_than_pillow_s(paint: Callable[[int], Pixels], kind: range) -> None:
     image = paint(768)
-    assert flatness(filter_up(as_rows(image))) in kind
+    assert flatness(as_rows(image)) in kind
     assert len(encode(image, Encoding("png"), RECIPE)) <= 1.15 * len(save(Image.fromarray(image), "PNG"))
 
 
-@pytest.mark.parametrize("size", [64, 300])
-def test_a_drawing_finds_its_own_filter(size: int) -> None:
+def test_a_small_drawing_finds_its_own_filter() -> None:
     """On one this small, ISA-L without a filter is better than all else."""
-    image = drawing(size)
-    assert (image.size < LARGE) == (size == 64)
-    assert compress(filter_none(as_rows(image))) in encode(image, Encoding("png"))
+    image = drawing(64)
+    assert image.size < LARGE
+    assert compress(as_rows(image), filter_none) in encode(image, Encoding("png"))
+
+
+def pressed(image: Pixels, way: Way) -> bytes:
+    """The picture in one piece."""
+    return way.press(as_rows(image), slice(0, len(image)), True).data
+
+
+@pytest.mark.parametrize(("paint", "size", "way"), [(drawing, 400, BARE), (drawing, 768, REPEATS), (shaded, 768, RUNS)])
+def test_a_larger_drawing_finds_its_own_way(paint: Callable[[int], Pixels], size: int, way: Way) -> None:
+    rows = as_rows(paint(size))
+    assert best_way(rows, middle(size), flatness(rows)) is way
 
 
 def test_flat_light_that_runs_would_blow_up_is_left_to_matches() -> None:
     slope = np.mgrid[:768, :768].sum(0) * 255 // 1536
-    image = np.repeat(slope[:, :, None], 3, 2).astype(np.uint8)
-    filtered = filter_up(as_rows(image))
-    assert FLAT <= flatness(filtered) < CLEAN
-    assert compress(filtered) in encode(image, Encoding("png"))
+    rows = as_rows(np.repeat(slope[:, :, None], 3, 2).astype(np.uint8))
+    assert FLAT <= flatness(rows) < CLEAN
+    assert best_way(rows, middle(768), flatness(rows)) is PLAIN
+
+
+# Large pictures, in strips.
+
+
+@pytest.mark.parametrize("way", [PLAIN, BARE, RUNS, REPEATS])
+@pytest.mark.parametrize("cuts", [[0, 1, 40], [0, 13, 39, 40], list(range(41))])
+def test_strips_are_one_stream(way: Way, cuts: list[int]) -> None:
+    rows = as_rows(shaded(40))
+    strips = [way.press(rows, slice(start, end), end == 40) for start, end in itertools.pairwise(cuts)]
+    stream = b"\x78\x01" + b"".join(strip.data for strip in strips)
+    whole = functools.reduce(combine, strips)
+    assert zlib.decompress(stream + whole.adler.to_bytes(4)) == way.filter(rows, None).tobytes()  # which looks at the check sum
+    assert whole.size == rows.size + 40
+
+
+@given(st.binary(max_size=3000), st.binary(max_size=3000))
+def test_check_sums_of_two_parts_make_that_of_the_whole(upper: bytes, lower: bytes) -> None:
+    strips = [Strip(b"", zlib.adler32(part), len(part)) for part in (upper, lower)]
+    assert combine(*strips) == Strip(b"", zlib.adler32(upper + lower), len(upper + lower))
+
+
+@pytest.mark.parametrize("shape", [(1, 700_000, 3), (3, 900_000, 1), (2_000_000, 1, 1)])
+def test_pictures_of_any_shape_can_be_cut(shape: tuple[int, int, int]) -> None:
+    image = np.random.default_rng(6).integers(0, 9, shape, np.uint8)
+    stream = b"".join(deflate(as_rows(image)))
+    unfiltered = np.frombuffer(zlib.decompress(stream), np.uint8).reshape(shape[0], -1)
+    assert (unfiltered[:, 0] == 2).all()
+    np.testing.assert_array_equal(np.cumsum(unfiltered[:, 1:], 0, np.uint8), as_rows(image))
+
+
+@pytest.mark.parametrize("size", [500, 1024])
+def test_bytes_do_not_depend_on_the_cores(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = photograph(size)
+    found = set()
+    for helpers in (None, ThreadPoolExecutor(1), ThreadPoolExecutor(5)):
+        monkeypatch.setattr(crew, "helpers", lambda helpers=helpers: helpers)
+        found.add(encode(image, Encoding("png"), RECIPE))
+    assert len(found) == 1
+
+
+def test_who_has_no_helper_does_all_the_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+    with ThreadPoolExecutor(1) as helpers:
+        monkeypatch.setattr(crew, "helpers", lambda: helpers)
+        helpers.submit(held.wait, 10.0)  # the only helper is busy with somebody else's picture
+        assert crew.share_out([functools.partial(pow, 2, power) for power in range(5)]) == [1, 2, 4, 8, 16]
+        assert not held.is_set()
+        held.set()
+
+
+def test_a_failure_of_a_part_is_told() -> None:
+    with pytest.raises(ZeroDivisionError):
+        crew.share_out([functools.partial(divmod, 1, number) for number in (1, 1, 0)])
 
 
 def faint(size: int) -> Pixels:
@@ -126,15 +209,15 @@ def faint(size: int) -> Pixels:
 @pytest.mark.parametrize("paint", [photograph, PICTURES["soft"], PICTURES["static"], faint])
 def test_what_is_not_flat_takes_the_fast_way(paint: Callable[[int], Pixels]) -> None:
     image = paint(300)
-    assert compress(filter_up(as_rows(image))) in encode(image, Encoding("png"))
+    assert pressed(image, PLAIN) in encode(image, Encoding("png"))
 
 
 @pytest.mark.parametrize(("step", "flat"), [(0, 100), (1, 0)])
 def test_flatness_counts_values_that_equal_the_one_above(step: int, flat: int) -> None:
     rows = np.repeat(np.arange(64, dtype=np.uint8)[:, None] * step, 90, 1)
-    assert flatness(filter_up(rows)) == flat
+    assert flatness(rows) == flat
     rows[:, :45] = 7
-    assert flatness(filter_up(rows)) == (100 + flat) // 2
+    assert flatness(rows) == (100 + flat) // 2
 
 
 def as_rows(image: Pixels) -> Pixels:
