@@ -143,6 +143,14 @@ def test_encoders_hold_the_device_up() -> None:
     assert result.device == pytest.approx(0.5, rel=0.01)
 
 
+def test_a_core_encodes_the_small_pictures_that_it_made() -> None:
+    """And goes on when that is done; a GPU goes on at once."""
+    trace = trace_of(*[(0.0, "m")] * 800)
+    cost = Cost(seconds={1: 0.002, 2: 0.004}, encode=0.0005, max_batch=2, cores=1)
+    assert simulate(trace, one(cost, cores=2), 1).rate == pytest.approx(400, rel=0.01)
+    assert simulate(trace, one(cost.model_copy(update={"cores": 0}), cores=2), 1).rate == pytest.approx(500, rel=0.01)
+
+
 def test_a_web_worker_bounds_the_rate() -> None:
     trace = trace_of(*[(0.0, "m")] * 1000)
     cost = Cost(seconds={1: 0.001}, max_batch=1)

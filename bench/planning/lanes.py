@@ -15,6 +15,7 @@ from api.engine.lane import AT_LEAST, WORTH
 from bench.planning.clockwork import Clock, Cores, Loop
 from bench.planning.costs import Costs
 
+QUICK = 0.001  # seconds that a picture takes to encode, of those that `api.engine.host.is_quick`
 Key = tuple[int, int]  # the model's number and its steps, which are 0 for a short one
 Then = Callable[[], None]
 State = tuple[list["Job"], int, float]  # a long batch, its steps so far, when it was begun
@@ -293,12 +294,27 @@ class Lane:
             self.at_work -= 1
         self.pass_by(state)
 
-    # Encoders: few parcels of a batch, as many at once as there are threads, four for each at most.
+    # Small pictures are encoded by the thread that made them, a GPU's only where there is one. Encoders get few parcels of a batch, as many
+    # at once as there are threads, four for each at most.
 
     def hand_over(self, batch: list[Job], then: Then) -> None:
+        model = self.models[batch[0].key[0]]
+        if model.encode < QUICK and (model.cores or len(batch) == 1):
+            seconds = len(batch) * model.encode
+            self.encoded_for += seconds
+            if seconds:
+                self.cores.run(seconds, 1.0, self.kept, (batch, then))
+            else:
+                self.kept((batch, then))
+            return
         share = max(1, -(-len(batch) // self.encoders))
         self.held.append(([batch[start : start + share] for start in range(0, len(batch), share)], then))
         self.fill()
+
+    def kept(self, ended: tuple[list[Job], Then]) -> None:
+        batch, then = ended
+        self.done(batch)
+        then()
 
     def fill(self) -> None:
         while self.held:
