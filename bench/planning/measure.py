@@ -127,9 +127,9 @@ def measure(
     """What the model costs; takes about six times ``seconds``.
 
     Processes that run beside each other are slower than alone, by caches and interpreter locks that the simulation knows nothing of.
-    ``drag`` is the factor of the batches' time with which it has the median of requests at random moments. Those are replayed in turns,
-    with ``between`` told the rate after each, so that a busy moment of the machine meets both. What a lone request takes longer than its
-    parts then is the latency that is nobody's work.
+    ``drag`` is the factor of a lone picture's time, all batches being as much longer, with which it has the median of requests at random
+    moments. Those are replayed in turns, with ``between`` told the rate after each, so that a busy moment of the machine meets both. What
+    a lone request takes longer than its parts then is the latency that is nobody's work.
     """
     config = load_config(path)
     bare = call("bench.planning.batches", str(path), model, str(seconds))
@@ -175,10 +175,14 @@ def fit(turns: Sequence[Turn], costs: Costs, lone: float) -> float:
 
 
 def dragged(costs: Costs, drag: float, lone: float) -> Costs:
-    """The same with all batches so many times as long, and the latency with which a lone request takes so many seconds, if it can."""
+    """The same with all batches longer, and the latency with which a lone request takes so many seconds, if it can.
+
+    By as much as a picture alone is: what is not in the caches when a batch begins is no more for a large one.
+    """
 
     def slow(cost: Cost) -> Cost:
-        return Cost.model_validate(cost.model_dump() | {"seconds": {size: drag * value for size, value in cost.seconds.items()}})
+        more = (drag - 1) * cost.seconds[1]
+        return Cost.model_validate(cost.model_dump() | {"seconds": {size: value + more for size, value in cost.seconds.items()}})
 
     models = {name: slow(cost) for name, cost in costs.models.items()}
     (cost,) = models.values()
