@@ -67,9 +67,8 @@ def run(options: argparse.Namespace) -> int:
     if options.measure:
         measured = check.measured(options.config, options.measure, 3.0 if options.poisson else options.seconds or 3.0, options.seed)
         found = measured.costs
-        print(
-            f"{options.measure}: {measured.rate:.0f} pictures/s with 32 clients; one by itself takes {measured.drag:.2f} of its time without a server"
-        )
+        rate, drag = f"{measured.rate:.0f} pictures/s with 32 clients", f"one takes {measured.drag:.2f} of its time without a server"
+        print(f"{options.measure}: {rate}; {drag}")
         print(found.model_dump_json(indent=1, exclude_defaults=True))
         if options.costs:
             costs.write(options.costs, found)
