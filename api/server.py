@@ -240,9 +240,7 @@ class Server:
         self, caller: Caller, jobs: Sequence[Job], encoding: Encoding, recipes: Sequence[Mapping[str, Any]], free: bool, keep: bool
     ) -> Answer:
         begun = time.monotonic()
-        async with contextlib.AsyncExitStack() as held:
-            with self.tracing.span("limits"):  # of those who are sent away, too
-                admission = await held.enter_async_context(self.limits.admit(caller.address))
+        async with self.limits.admit(caller.address, functools.partial(self.tracing.span, "limits")) as admission:
             if free:
                 await admission.refund()
             try:

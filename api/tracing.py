@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,15 @@ CURRENT: ContextVar[str | None] = ContextVar("trace", default=None)
 """The span within which something is done, in the form of the header `traceparent` (W3C Trace Context)."""
 
 
+NOTHING: AbstractContextManager[None] = nullcontext()
+
+
 class Tracing:
     """Switched off."""
 
-    @contextmanager
-    def span(self, name: str, parent: str | None = None, *, server: bool = False) -> Iterator[Span | None]:
+    def span(self, name: str, parent: str | None = None, *, server: bool = False) -> AbstractContextManager[Span | None]:
         """Within this, what is done belongs to a span below ``parent``, or below the current one."""
-        yield None
+        return NOTHING
 
     def record(
         self, name: str, begun: int, ended: int, parent: str | None, links: Sequence[str] = (), **attributes: str | int

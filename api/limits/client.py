@@ -28,13 +28,20 @@ def identify(peer: str | None, headers: Headers, conf: HttpConf) -> str | None:
     cannot be read ends the search too, and the request counts as the last proxy's own.
     """
     known = read_address(peer or "")
-    if conf.forwarded and trusts(conf, known, peer):
-        for address in read_hops(headers, conf.forwarded_headers):
-            if address is None:
-                break
-            known = address
-            if not trusts(conf, known, str(known)):
-                break
+    if not conf.forwarded or not trusts(conf, known, peer):
+        return name_peer(peer)
+    for address in read_hops(headers, conf.forwarded_headers):
+        if address is None:
+            break
+        known = address
+        if not trusts(conf, known, str(known)):
+            break
+    return name(known) if known else peer or None
+
+
+@functools.lru_cache(1024)
+def name_peer(peer: str | None) -> str | None:
+    known = read_address(peer or "")
     return name(known) if known else peer or None
 
 

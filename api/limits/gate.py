@@ -6,8 +6,8 @@ import asyncio
 import importlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -83,31 +83,35 @@ class Limits:
         if self.store is not None:
             await self.store.close()
 
-    def admit(self, client: str | None) -> AbstractAsyncContextManager[Admission]:
-        """The right to compute while the context lasts; waits for it as long as the TOML says.
+    def admit(
+        self, client: str | None, waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> AbstractAsyncContextManager[Admission]:
+        """The right to compute while the context lasts; waits for it as long as the TOML says, within the context ``waiting``.
 
         Raises ``NoAddress``, ``RateLimited``, ``Blocked`` or ``Busy``, which cost no quota; nor does leaving while waiting.
         """
         if self.store is None:
-            return nullcontext(Admission(self.conf))
+            with waiting():
+                return nullcontext(Admission(self.conf))
         if client is None and self.needs_address:
             raise NoAddress()
-        return self.hold(self.store, client or "")
+        return self.hold(self.store, client or "", waiting)
 
     @asynccontextmanager
-    async def hold(self, store: Store, client: str) -> AsyncIterator[Admission]:
+    async def hold(self, store: Store, client: str, waiting: Callable[[], AbstractContextManager[object]]) -> AsyncIterator[Admission]:
         token = next(self.tokens)
         self.waiters[token] = Waiter()
         refund = leave = True
         try:
-            place = await store.enter(token, client)
-            if place.state in (State.OVER_RATE, State.OVER_QUEUE):
-                leave = False
-                refusal = self.refusal(place.state, place)
-                self.note(place, refusal)
-                raise refusal
-            self.note(place)
-            await self.wait(token, place)
+            with waiting():
+                place = await store.enter(token, client)
+                if place.state in (State.OVER_RATE, State.OVER_QUEUE):
+                    leave = False
+                    refusal = self.refusal(place.state, place)
+                    self.note(place, refusal)
+                    raise refusal
+                self.note(place)
+                await self.wait(token, place)
             admission, begun = Admission(self.conf, place), time.monotonic()
             refund = False
             try:
