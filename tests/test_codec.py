@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import itertools
+import os
 import random
 import struct
 import subprocess
@@ -27,8 +28,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps, PngImagePlugin
 
-from api.engine.codec import MIME_TYPES, Encoding, crew, decode_picture, encode, parse_recipe, read_recipe, recipe_text, unpack_picture
+from api.engine.codec import MIME_TYPES, Encoding, decode_picture, encode, parse_recipe, png, read_recipe, recipe_text, unpack_picture
 from api.engine.codec.containers import ADAM7, MOST_SCANS, png_chunks
+from api.engine.codec.crew import Crew
 from api.engine.codec.metadata import exif_comment, read_comment, read_orientation
 from api.engine.codec.png import (
     BARE,
@@ -180,25 +182,31 @@ def test_pictures_of_any_shape_can_be_cut(shape: tuple[int, int, int]) -> None:
 def test_bytes_do_not_depend_on_the_cores(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     image = photograph(size)
     found = set()
-    for helpers in (None, ThreadPoolExecutor(1), ThreadPoolExecutor(5)):
-        monkeypatch.setattr(crew, "helpers", lambda helpers=helpers: helpers)
+    for cores in (1, 2, 6):
+        monkeypatch.setattr(png, "CREW", Crew(cores))
         found.add(encode(image, Encoding("png"), RECIPE))
     assert len(found) == 1
 
 
-def test_who_has_no_helper_does_all_the_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = threading.Event()
-    with ThreadPoolExecutor(1) as helpers:
-        monkeypatch.setattr(crew, "helpers", lambda: helpers)
-        helpers.submit(held.wait, 10.0)  # the only helper is busy with somebody else's picture
-        assert crew.share_out([functools.partial(pow, 2, power) for power in range(5)]) == [1, 2, 4, 8, 16]
-        assert not held.is_set()
-        held.set()
+def test_a_crew_takes_no_more_cores_than_there_are_and_are_allowed() -> None:
+    assert Crew(1).helpers is None
+    crew, there = Crew(3), len(os.sched_getaffinity(0))
+    meeting = threading.Barrier(min(3, there))  # they can only all be there on as many threads
+    assert len(set(crew.share_out([lambda: meeting.wait(10.0)] * min(3, there)))) == min(3, there)
+
+
+def test_who_has_no_helper_does_all_the_work_itself() -> None:
+    held, crew = threading.Event(), Crew(8)
+    crew.helpers = ThreadPoolExecutor(1)
+    crew.helpers.submit(held.wait, 10.0)  # the only helper is busy with somebody else's picture
+    assert crew.share_out([functools.partial(pow, 2, power) for power in range(5)]) == [1, 2, 4, 8, 16]
+    assert not held.is_set()
+    held.set()
 
 
 def test_a_failure_of_a_part_is_told() -> None:
     with pytest.raises(ZeroDivisionError):
-        crew.share_out([functools.partial(divmod, 1, number) for number in (1, 1, 0)])
+        Crew(8).share_out([functools.partial(divmod, 1, number) for number in (1, 1, 0)])
 
 
 def faint(size: int) -> Pixels:

@@ -80,7 +80,7 @@ class EngineConf(Section):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the networks; 0 is one per core."""
     encoders: Annotated[int, Field(ge=1, le=64)] = 2
-    """Threads that turn pictures into PNG and the like."""
+    """Pictures that become PNG and the like at once, beside a CPU's small ones. A large one may take `threads` cores, or 8."""
     precision: Precision = "float32"
     """Arithmetic on GPUs; the CPU always computes in float32."""
     memory: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

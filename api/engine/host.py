@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from api.conf import Config
 from api.engine.codec import Encoding, encode
+from api.engine.codec.crew import CREW
 from api.engine.lane import Lane, explain
 from api.engine.shelf import Shelf
 from api.engine.turns import Ticket
@@ -84,6 +85,7 @@ class Host:
         self.clients: dict[Peer, dict[int, Request]] = {}
         self.lane = Lane(self.shelf, self, max_batch=self.max_batch, max_queue=engine.max_queue, patient=engine.wait)
         self.encoders = ThreadPoolExecutor(engine.encoders, "encoder")
+        CREW.cores = engine.threads or CREW.cores
         # Pictures that wait for an encoder hold memory: the device pauses when they pile up.
         self.room = threading.BoundedSemaphore(4 * engine.encoders)
         self.loop = asyncio.get_running_loop()

@@ -24,7 +24,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from api.engine.codec.crew import share_out
+from api.engine.codec.crew import CREW
 from api.engine.codec.metadata import XMP
 from api.models.jobs import Pixels
 
@@ -149,7 +149,7 @@ def compress_strips(rows: Pixels, way: Way) -> Sequence[bytes]:
     """Each strip ends on a byte (a sync flush, RFC 1951 section 3.2.4), so that they can be put together as they are."""
     height, count = len(rows), min(len(rows), max(1, round(rows.size / STRIP)))
     cuts = [height * i // count for i in range(count + 1)]
-    strips = share_out([partial(way.press, rows, slice(start, end), end == height) for start, end in pairwise(cuts)])
+    strips = CREW.share_out([partial(way.press, rows, slice(start, end), end == height) for start, end in pairwise(cuts)])
     return [ZLIB_HEAD, *(strip.data for strip in strips), LENGTH.pack(reduce(combine, strips).adler)]
 
 
