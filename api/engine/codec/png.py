@@ -40,7 +40,7 @@ FLAT, CLEAN = 75, 95
 LARGE = 1 << 17
 # Bytes of a strip: some two milliseconds of a core, beside which what a strip costs more than its share is nothing.
 STRIP = 1 << 19
-ADLER = 65521
+ADLER = 65521  # the largest prime below 2**16
 RAW = -15  # deflate's window alone, without zlib's head and check sum
 ZLIB_HEAD = b"\x78\x01"
 
