@@ -16,7 +16,6 @@ from api.models.latents import check_generate, check_synthesize
 from api.models.styles import blend, broadcast, mix, pick
 
 SEEDS = 2**32
-STILL: Any = (0.0, 0.0)  # a list would be copied for each request
 Base64 = Annotated[str, Field(min_length=1, description="base64 of a `.npy` file: version 1, float32")]
 Style = Annotated[str, Field(min_length=1, description="base64 of a `.npy` file: w, (styleSize,), or w+, (levels, styleSize)")]
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -28,7 +27,7 @@ class Rendering(BaseModel):
 
     cutoff: int | None = Field(None, ge=0, le=64, description="Levels from this one on, from 0, are not truncated; all are if absent")
     rotate: float = Field(0.0, ge=-360, le=360, description="Degrees, counterclockwise; StyleGAN3 alone")
-    translate: list[Shift] = Field(STILL, min_length=2, max_length=2, description="Right and down, in picture sides; StyleGAN3 alone")
+    translate: list[Shift] = Field([0.0, 0.0], min_length=2, max_length=2, description="Right and down, in picture sides; StyleGAN3 alone")
     noise_seed: int | None = Field(None, ge=0, lt=SEEDS, description="Of random noise, the same in all pictures; each one's seed if absent")
 
     def rendering(self) -> dict[str, Any]:
