@@ -34,6 +34,7 @@ AT_WORK = 24  # requests that the server admits at once, and as many may wait
 GROWTH = 0.05  # of memory
 RECOVERY = 180.0  # seconds
 SAMPLES = 25  # of the memory, at most one a second, that make a level
+WARM = 120.0  # seconds after which an engine has the memory that it keeps: it takes 90 until it has met all that is asked
 SHORT = 300.0  # seconds of a run below which its memory is told and not judged
 
 
@@ -165,7 +166,7 @@ class Run:
 
     def is_calm(self) -> bool:
         """Whether nothing is to be broken: the memory is compared between times at which all processes have worked for a while."""
-        rest = 2 * self.window
+        rest = min(WARM, 2 * self.mark / 5)
         return any(mark - self.window - rest <= self.now <= mark for mark in (self.mark, self.seconds))
 
     async def serves_again(self) -> None:
