@@ -46,7 +46,7 @@ from api.routes import (
 from api.routes.shortcut import Shortcut
 from api.schemas.openai import envelope, envelope_faults, is_openai
 from api.server import Server
-from api.shedding import Shed, find_computing
+from api.shedding import Door, Shed, find_computing
 from api.tasks import working
 
 ROUTERS = (
@@ -73,23 +73,26 @@ ROUTERS = (
 
 def create_app(config: Config, environment: Environment | None = None) -> FastAPI:
     """The application for a configuration; a process may build several. Raises ``ConfigError``."""
+    computing = find_computing(ROUTERS, config.models)
     signer = Tokens(config.auth, environment or Environment(), config.server.tmp_dir)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         attach_loggers(config.server.logger, config.server.log)
         server = await Server.open(config, signer)
+        door = Door(server, computing)
         try:
             async with working(server):
                 with before_exit(server.hang_up):
                     settle_memory()
-                    yield {"server": server}
+                    yield {"server": server, "turn_away": door.turn_away}
         finally:
+            door.note()
             await server.close()
 
     def surround(app: ASGIApp) -> ASGIApp:
         app = BodyLimit(Shortcut(app, tell_error), config.server.http.max_body)
-        app = Shed(app, find_computing(ROUTERS, config.models))
+        app = Shed(app, computing)
         if config.server.http.cors.enabled:
             anything = ["*"]
             app = CORSMiddleware(app, config.server.http.cors.origins, anything, anything, expose_headers=anything)

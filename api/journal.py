@@ -7,8 +7,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +18,7 @@ from api.schemas.openai import envelope, is_openai
 log = logging.getLogger(__name__)
 access = logging.getLogger("api.access")
 LINE = '%s "%s %s" %d %.1f ms %s'
+NO_STORE = (b"cache-control", b"no-store")
 PROPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -31,7 +32,7 @@ class Journal:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         given = dict(scope["headers"])
-        mark, begun, status, lasting = request_id(given), time.perf_counter(), 0, False
+        mark, begun, status, lasting = choose_id(given.get(b"x-request-id", b"")), time.perf_counter(), 0, False
 
         async def note(message: Message) -> None:
             nonlocal status, lasting
@@ -40,7 +41,7 @@ class Journal:
                 told = {name.lower(): value for name, value in message["headers"]}
                 message["headers"] = [*message["headers"], (b"x-request-id", mark.encode())]
                 if b"cache-control" not in told:
-                    message["headers"].append((b"cache-control", b"no-store"))
+                    message["headers"].append(NO_STORE)
                 lasting = told.get(b"content-type", b"").startswith(b"text/event-stream")
             await send(message)
 
@@ -56,20 +57,41 @@ class Journal:
                 raise
             await answer(note, scope, 500, f"internal error {mark}")
         finally:
-            self.write(scope, mark, status, time.perf_counter() - begun, lasting)
+            telemetry, client = scope["state"]["server"].telemetry, (scope.get("client") or [None])[0]
+            route, seconds = getattr(scope.get("route"), "path", "other"), time.perf_counter() - begun
+            tell(Answer(client, scope["method"], scope["path"], route, status, mark, seconds))
+            telemetry.count("requests", method=scope["method"], route=route, status=str(status))
+            if not lasting:  # it ends when its client leaves: how long that took says nothing of the server
+                telemetry.observe("request_seconds", seconds, route=route)
 
-    def write(self, scope: Scope, mark: str, status: int, seconds: float, lasting: bool) -> None:
-        """``lasting`` answers end when their client leaves: how long they took says nothing of the server."""
-        route = getattr(scope.get("route"), "path", "other")
-        client, method, path, took = (scope.get("client") or ["-"])[0], scope["method"], scope["path"], round(1000 * seconds, 1)
+
+class Answer(NamedTuple):
+    """What the access log tells of one."""
+
+    client: str | None
+    method: str
+    path: str
+    route: str
+    status: int
+    mark: str
+    """The request's id."""
+    seconds: float = 0.0
+    """That it took."""
+    at: float | None = None
+    """When it was given, in seconds of Unix time, if not now."""
+
+
+def tell(answer: Answer) -> None:
+    """Writes it into the access log."""
+    client, method, path, route, status, mark, seconds, at = answer
+    if access.isEnabledFor(logging.INFO):  # what ``info`` does, less the search for who called it
+        client, took = client or "-", round(1000 * seconds, 1)
+        told = (client, method, path, status, took, mark)
         fields = {"client": client, "method": method, "path": path, "route": route, "status": status, "ms": took, "request_id": mark}
-        if access.isEnabledFor(logging.INFO):  # what ``info`` does, less the search for who called it
-            told = (client, method, path, status, took, mark)
-            access.handle(access.makeRecord(access.name, logging.INFO, __file__, 0, LINE, told, None, extra={"fields": fields}))
-        telemetry = scope["state"]["server"].telemetry
-        telemetry.count("requests", method=scope["method"], route=route, status=str(status))
-        if not lasting:
-            telemetry.observe("request_seconds", seconds, route=route)
+        line = access.makeRecord(access.name, logging.INFO, __file__, 0, LINE, told, None, extra={"fields": fields})
+        if at is not None:
+            line.created, line.msecs = at, int(1000 * (at % 1))
+        access.handle(line)
 
 
 def describe(span: Any, scope: Scope, status: int, mark: str) -> None:
@@ -118,14 +140,15 @@ class BodyLimit:
         return f"the request body is larger than {self.limit} bytes"
 
 
-def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The id that a proxy gave the request, if it is a proper one, else a new one."""
-    given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if PROPER.fullmatch(given) else f"{random.getrandbits(128):032x}"
+def choose_id(given: bytes) -> str:
+    """A request's id: the one that a proxy gave it, if it is a proper one, else a new one."""
+    if given and PROPER.fullmatch(text := given.decode("latin-1")):
+        return text
+    return f"{random.getrandbits(128):032x}"
 
 
 async def answer(send: Callable[[Message], Any], scope: Scope, status: int, detail: str) -> None:
     content = json.dumps(envelope(status, detail) if is_openai(scope["path"]) else {"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), (b"cache-control", b"no-store")]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), NO_STORE]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -1,27 +1,43 @@
 """Refusing in a hurry: while the queue is known to be full, requests are sent away before anything is done for them.
 
 To route a request, to check it and to ask the limits costs a web worker about as much as serving it. Where three times as much is asked as
-can be computed, that time would be missing where pictures are made.
+can be computed, that time would be missing where pictures are made. Even so the way through the layers of an ASGI application takes most
+of a refusal's time, so ``Door`` answers for all of them what has nothing unusual about it, as soon as its head is there. What servers other
+than ours bring, and the unusual, ``Shed`` refuses.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import Busy
+from api.journal import NO_STORE, Answer, choose_id, tell
 from api.routes.parts import get_caller
 from api.schemas.openai import envelope, is_openai
 from api.server import Server
 
+Headers = Sequence[tuple[bytes, bytes]]
+Refusal = tuple[int, bytes]
+Computing = Mapping[tuple[str, str], APIRoute]
+MOMENT = 0.05  # seconds
+UNUSUAL = {
+    *(b"content-length", b"transfer-encoding", b"upgrade", b"expect"),  # more than a head
+    *(b"origin", b"if-none-match", b"x-request-id"),  # others have something to say
+}
+"""Header fields that have to be looked at."""
 
-def find_computing(routers: Iterable[APIRouter], models: Iterable[str]) -> dict[tuple[str, str], APIRoute]:
+
+def find_computing(routers: Iterable[APIRouter], models: Iterable[str]) -> Computing:
     """The routes that ask the limits for a place, by method and path: those that want to know who calls."""
     models = list(models)
     return {
@@ -37,19 +53,22 @@ def find_computing(routers: Iterable[APIRouter], models: Iterable[str]) -> dict[
 class Shed:
     """ASGI middleware: answers requests to the ``computing`` routes itself while ``Limits.full``."""
 
-    def __init__(self, app: ASGIApp, computing: Mapping[tuple[str, str], APIRoute]) -> None:
+    def __init__(self, app: ASGIApp, computing: Computing) -> None:
         self.app, self.computing = app, computing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         server, route = scope["state"]["server"], self.computing.get((scope["method"], scope["path"]))
-        if route is None or server.limits.crowd is None or may_be_there(scope, server):
+        if route is None or server.limits.crowd is None or may_be_there(server, scope["method"], scope["path"], scope["headers"]):
             return await self.app(scope, receive, send)
         if (full := server.limits.full()) is not None:
             scope["route"] = route
             server.telemetry.count("refusals", error=Busy.code)
-            return await refuse(send, write_body(scope["path"]), full.retry_after)
+            headers, body = refuse(scope["path"], math.ceil(full.retry_after))
+            await send({"type": "http.response.start", "status": Busy.status, "headers": headers})
+            return await send({"type": "http.response.body", "body": body})
+        server.limits.take_chance()
         asked = False
 
         async def watch(message: Message) -> None:
@@ -66,24 +85,80 @@ class Shed:
                 server.limits.make_room()  # it was not let in, and leaves no place
 
 
-def may_be_there(scope: Scope, server: Server) -> bool:
+class Door:
+    """What ``Shed`` and the layers before it would answer and note, without going through them.
+
+    What there is to note waits for a moment: to log and to count many refusals in one go takes a fraction of the time.
+    """
+
+    def __init__(self, server: Server, computing: Computing) -> None:
+        self.server = server
+        self.routes = {} if server.tracing.on else {(method.encode(), path.encode()): route for (method, path), route in computing.items()}
+        if server.cache is not None:
+            self.routes = {key: route for key, route in self.routes.items() if not may_be_cached(*key)}
+        self.refused: list[tuple[bytes, bytes, str | None, str, float]] = []
+
+    def turn_away(self, method: bytes, target: bytes, headers: Headers, client: str | None) -> Refusal | None:
+        """Status, and what follows the status line, for a request that is to be sent away and has no body and nothing unusual."""
+        if (full := self.server.limits.full()) is None:
+            return None
+        path = target.partition(b"?")[0]
+        if (method, path) not in self.routes:
+            return None
+        given = b""
+        for name, value in headers:
+            if name in UNUSUAL:
+                if name == b"x-request-id":
+                    given = value
+                elif name != b"content-length" or value != b"0":
+                    return None
+        mark = choose_id(given)
+        if not self.refused:
+            asyncio.get_running_loop().call_later(MOMENT, self.note)
+        self.refused.append((method, path, client, mark, time.time()))
+        head, body = write(path, math.ceil(full.retry_after))
+        return Busy.status, b"%b%b\r\n\r\n%b" % (head, mark.encode(), body)
+
+    def note(self) -> None:
+        """Logs and counts what was refused since the last time."""
+        refused, self.refused = self.refused, []
+        found = Counter[tuple[str, str]]()
+        for method, path, client, mark, at in refused:
+            verb, route = method.decode(), self.routes[method, path].path
+            tell(Answer(client, verb, path.decode(), route, Busy.status, mark, at=at))
+            found[verb, route] += 1
+        for (verb, route), times in found.items():
+            self.server.telemetry.count("refusals", times, error=Busy.code)
+            self.server.telemetry.count("requests", times, method=verb, route=route, status=str(Busy.status))
+            self.server.telemetry.observe("request_seconds", 0.0, times, route=route)
+
+
+def may_be_there(server: Server, method: str, path: str, headers: Headers) -> bool:
     """Whether the client, or the hosts' cache, may have the picture: neither asks the limits."""
-    if server.cache is not None and scope["method"] == "GET" and scope["path"].endswith("/image"):
+    if server.cache is not None and may_be_cached(method.encode(), path.encode()):
         return True
-    return any(name == b"if-none-match" for name, _ in scope["headers"])
+    return any(name == b"if-none-match" for name, _ in headers)
 
 
-@functools.cache
-def write_body(path: str) -> bytes:
+def may_be_cached(method: bytes, path: bytes) -> bool:
+    return method == b"GET" and path.endswith(b"/image")
+
+
+@functools.lru_cache(1024)
+def write(path: bytes, retry_after: int) -> tuple[bytes, bytes]:
+    """A refusal's header as far as the request's id, which comes last; and its body."""
+    headers, body = refuse(path.decode(), retry_after)
+    return b"".join(b"%b: %b\r\n" % field for field in (*headers, NO_STORE)) + b"x-request-id: ", body
+
+
+@functools.lru_cache(1024)
+def refuse(path: str, retry_after: int) -> tuple[Headers, bytes]:
+    """Header fields and body."""
     detail = Busy.default
-    return json.dumps(envelope(Busy.status, detail, Busy.code) if is_openai(path) else {"detail": detail}).encode()
-
-
-async def refuse(send: Send, body: bytes, retry_after: float) -> None:
-    headers = [
+    body = json.dumps(envelope(Busy.status, detail, Busy.code) if is_openai(path) else {"detail": detail}).encode()
+    headers = (
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"retry-after", b"%d" % max(1, math.ceil(retry_after))),
-    ]
-    await send({"type": "http.response.start", "status": Busy.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        (b"retry-after", b"%d" % max(1, retry_after)),
+    )
+    return headers, body

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,15 @@ class Switch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.live(receive, send)
+            await self.live(scope["state"], receive, send)
         else:
             await self.current.serve(scope, receive, send)
 
-    async def live(self, receive: Receive, send: Send) -> None:
+    def turn_away(self, *request: Any) -> Any:
+        """What the server asks of whoever reigns; see ``Door.turn_away``."""
+        return self.current.state["turn_away"](*request)
+
+    async def live(self, state: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         await receive()
         self.current = Reign(self.first)
         try:
@@ -109,6 +113,7 @@ class Switch:
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: self.spawn(self.replace()))
         presence.appear(self.folder, os.getpid())
+        state["turn_away"] = self.turn_away
         await send({"type": "lifespan.startup.complete"})
         await receive()
         async with self.turn:

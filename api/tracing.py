@@ -33,6 +33,8 @@ NOTHING: AbstractContextManager[None] = nullcontext()
 class Tracing:
     """Switched off."""
 
+    on = False
+
     def span(self, name: str, parent: str | None = None, *, server: bool = False) -> AbstractContextManager[Span | None]:
         """Within this, what is done belongs to a span below ``parent``, or below the current one."""
         return NOTHING
@@ -48,6 +50,8 @@ class Tracing:
 
 
 class Recording(Tracing):
+    on = True
+
     def __init__(self, provider: TracerProvider) -> None:
         self.provider = provider
         self.tracer = provider.get_tracer("stylegan-fastapi", __version__)

@@ -7,12 +7,12 @@ it is answered. Each of its clients has an address of its own, by which the serv
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,7 +47,7 @@ class Tally:
 
     served: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, int] = field(default_factory=dict)
     asked: int = 0
     unsent: int = 0
 
@@ -61,7 +61,7 @@ class Line(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self.got = bytearray()
+        self.got = b""
         self.awaited: int | None = None
         self.status = 0
         self.retry: float | None = None
@@ -86,12 +86,12 @@ class Line(asyncio.Protocol):
         """``told`` is called once with the status, or what went wrong, and the seconds of Retry-After."""
         assert self.transport is not None
         self.told = told
-        self.got.clear()
+        self.got = b""
         self.awaited = None
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        self.got += data
+        self.got = self.got + data if self.got else data
         if self.awaited is None:
             self.read_head()
         if self.awaited is not None and len(self.got) >= self.awaited:
@@ -101,7 +101,7 @@ class Line(asyncio.Protocol):
         end = self.got.find(b"\r\n\r\n")
         if end < 0:
             return
-        head = bytes(self.got[: end + 2]).lower()
+        head = self.got[: end + 2].lower()
         self.status = int(head[9:12])
         self.retry = None if self.status == 200 else read_field(head, b"\r\nretry-after: ")
         self.awaited = end + 4 + int(read_field(head, b"\r\ncontent-length: ") or 0)
@@ -110,6 +110,12 @@ class Line(asyncio.Protocol):
         told, self.told = self.told, None
         if told is not None:
             told(what, self.retry)
+
+
+@functools.cache
+def split(request: str) -> list[bytes]:
+    """A request's bytes around its seed."""
+    return f"{request} HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n".encode().split(b"{seed}")
 
 
 def read_field(head: bytes, name: bytes) -> float | None:
@@ -141,8 +147,7 @@ class Press:
         return line
 
     def request(self, group: Group) -> bytes:
-        request = group.request.replace("{seed}", str(next(self.seeds) % 2**32))
-        return f"{request} HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n".encode()
+        return (b"%d" % (next(self.seeds) % 2**32)).join(split(group.request))
 
     def ask(self, group: Group, tally: Tally, line: Line, scheduled: float, then: Callable[[bool, float | None], None]) -> None:
         """``then`` is told whether the line can be used again, and how long a refusal asks to wait."""
@@ -159,7 +164,8 @@ class Press:
                 elif refused:
                     tally.refused.append(now - scheduled)
             if what != "200" and not refused:
-                tally.faults[what + (" without Retry-After" if what in ("429", "503") else "")] += 1
+                fault = what + (" without Retry-After" if what in ("429", "503") else "")
+                tally.faults[fault] = tally.faults.get(fault, 0) + 1
             then(line.transport is not None, retry if refused else None)
 
         line.ask(self.request(group), told)
@@ -182,28 +188,40 @@ class Press:
     async def open_loop(self, group: Group) -> None:
         """Requests come at random moments, as those of many people do."""
         assert group.rate
-        idle: list[list[Line]] = [[] for _ in range(group.clients)]
+        rate = group.rate
+        tallies = [self.tallies.setdefault(group.first + n, Tally()) for n in range(group.clients)]
+        idle: list[list[Line]] = [[] for _ in tallies]
         made = [0] * group.clients
         dialling = set[asyncio.Task[None]]()
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
         due = time.perf_counter()
-        while due < self.end:
-            due += self.chance.expovariate(group.rate)
-            if (rest := due - time.perf_counter()) > 0.001:
-                await asyncio.sleep(rest)
-            n = self.chance.randrange(group.clients)
-            tally = self.tallies.setdefault(group.first + n, Tally())
+
+        def come() -> None:
+            """Sends what is due, without the task that sleeps in between: it would cost more than the request."""
+            nonlocal due
+            while (rest := due - time.perf_counter()) < 0.001:
+                if due >= self.end:
+                    return over.set()
+                ask(int(self.chance.random() * group.clients))
+                due += self.chance.expovariate(rate)
+            loop.call_later(rest, come)
+
+        def ask(n: int) -> None:
             while idle[n] and not idle[n][-1].fresh():
                 idle[n].pop()
                 made[n] -= 1
             if idle[n]:
-                self.send(group, tally, idle[n].pop(), idle[n], due)
+                self.send(group, tallies[n], idle[n].pop(), idle[n], due)
             elif made[n] < group.connections:
                 made[n] += 1
-                task = asyncio.create_task(self.send_first(group, tally, group.first + n, idle[n], due))
+                task = asyncio.create_task(self.send_first(group, tallies[n], group.first + n, idle[n], due))
                 dialling.add(task)
                 task.add_done_callback(dialling.discard)
             elif due >= self.begin:
-                tally.unsent += 1
+                tallies[n].unsent += 1
+
+        come()
+        await over.wait()
         await asyncio.gather(*dialling)
 
     async def send_first(self, group: Group, tally: Tally, number: int, idle: list[Line], due: float) -> None:

@@ -2,8 +2,8 @@
 
 A worker that leaves does not hang up on a client it has just accepted, and it ends the event streams, which have no end of their own,
 also where it leaves of itself because it has served its share. No client keeps a connection by sending its request for ever. An answer
-is sent in one piece, where uvicorn wakes the client for its head and again for its body. And requests hear at once that their client has
-left, without a task of each that waits for it.
+is sent in one piece, where uvicorn wakes the client for its head and again for its body. Requests hear at once that their client has
+left, without a task of each that waits for it. And what the application refuses by its head alone is refused without a task, too.
 
 `python main.py` speaks it as gunicorn's workers do: nothing of gunicorn is imported here.
 """
@@ -15,7 +15,7 @@ import fcntl
 import sys
 import termios
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.waiting import Line
 
@@ -33,8 +33,10 @@ class Gathering:
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
         self.abort, self.set_protocol = transport.abort, transport.set_protocol
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, at_once: bool = False) -> None:
         if not self.pieces:
+            if at_once:
+                return self.transport.write(data)
             self.loop.call_soon(self.flush)
         self.pieces.append(data)
 
@@ -61,7 +63,8 @@ class Protocol(HttpToolsProtocol):
     # Seconds: a head that takes longer, or a client that sends or reads nothing for so long where it should, is given up within two.
     period = 30.0
     leaving = False
-    pieces = 0  # of bodies that have come
+    pieces = 0  # of bodies that have come, and requests turned away: something has happened
+    greeting: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.gathering = Gathering(transport, self.loop)  # type: ignore[arg-type]
@@ -131,7 +134,37 @@ class Protocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
+    def turn_away(self) -> bool:
+        """Whether the request is refused by its head alone, by an application whose lifespan left a ``turn_away`` in its state."""
+        ask = self.app_state.get("turn_away")
+        free = self.cycle is None or self.cycle.response_complete
+        if ask is None or self.leaving or not free or self.flow.write_paused or not self.parser.should_keep_alive():
+            return False
+        refusal = ask(self.parser.get_method(), self.url, self.headers, self.client[0] if self.client else None)
+        if refusal is None:
+            return False
+        self.pieces += 1
+        status, rest = refusal
+        self.gathering.write(STATUS_LINE[status] + self.default_headers() + rest, at_once=True)
+        self.on_response_complete()
+        return True
+
+    def default_headers(self) -> bytes:
+        """What uvicorn says in every answer; it changes once a second."""
+        fields, text = Protocol.greeting
+        if fields is not self.server_state.default_headers:
+            fields = self.server_state.default_headers
+            text = b"".join(b"%b: %b\r\n" % field for field in fields)
+            Protocol.greeting = fields, text
+        return text
+
+    def on_message_complete(self) -> None:
+        if self.cycle is not None:  # else nothing but refusals were on this connection
+            super().on_message_complete()
+
     def on_headers_complete(self) -> None:
+        if self.turn_away():
+            return
         super().on_headers_complete()
         self.scope["extensions"] = {"line": {"client": self.line}}
         if self.leaving and self.cycle is not None:

@@ -52,8 +52,9 @@ class Site:
     def __init__(self) -> None:
         self.protocol: type[Known] = type("Known", (Known,), {"made": []})
         self.go_on = threading.Event()
-        self.cancelled = 0
+        self.cancelled = self.asked = 0
         routes = [
+            Route("/full", self.full),
             Route("/size", self.size, methods=["POST"]),
             Route("/no", self.no, methods=["POST"]),
             Route("/events", self.events),
@@ -63,10 +64,26 @@ class Site:
             WebSocketRoute("/echo", self.echo),
         ]
         config = uvicorn.Config(
-            Starlette(routes=routes), port=0, http=self.protocol, ws="websockets-sansio", timeout_keep_alive=3600, log_config=None
+            Starlette(routes=routes, lifespan=self.live),
+            port=0,
+            http=self.protocol,
+            ws="websockets-sansio",
+            timeout_keep_alive=3600,
+            log_config=None,
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
+
+    @contextlib.asynccontextmanager
+    async def live(self, app: Starlette) -> AsyncIterator[dict[str, Any]]:
+        yield {"turn_away": self.turn_away}
+
+    def turn_away(self, method: bytes, target: bytes, headers: object, client: str | None) -> tuple[int, bytes] | None:
+        self.asked += 1
+        return (503, b"content-length: 4\r\n\r\nfull") if target == b"/full" else None
+
+    async def full(self, request: Request) -> Response:
+        return PlainTextResponse("not full")
 
     async def size(self, request: Request) -> Response:
         return PlainTextResponse(str(len(await request.body())))
@@ -329,3 +346,73 @@ def test_work_that_is_done_is_answered(site: Site) -> None:
         hear(client, b"worked")
         assert not connection.line.told
     assert site.cancelled == 0
+
+
+FULL = GET % b"full"
+
+
+def test_who_is_turned_away_may_ask_again(site: Site) -> None:
+    client, connection = site.connect()
+    with client:
+        for _ in range(3):
+            client.sendall(FULL)
+            answer = hear(client, b"full")
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\ndate: " in answer
+            wait_for(lambda: connection.timeout_keep_alive_task is not None, "the seconds until the next request are counted")
+            ask(client, UPLOAD + b"abcdef", b"\r\n\r\n6")
+        client.sendall(FULL + UPLOAD + b"abcdef" + FULL)
+        answers = hear(client, b"full") + hear(client, b"full")
+        assert answers.startswith(b"HTTP/1.1 503 ")
+        assert answers.index(b"\r\n\r\nfull") < answers.index(b"\r\n\r\n6") < answers.index(b"\r\n\r\nnot full")
+    assert site.server.server_state.total_requests == 9
+
+
+def test_nobody_is_turned_away_before_an_earlier_request_is_answered(site: Site) -> None:
+    client, connection = site.connect()
+    with client:
+        client.sendall(GET % b"late" + FULL)
+        wait_for(lambda: connection.cycle is not None, "it has come")
+        site.go_on.set()
+        answers = hear(client, b"full")
+        assert answers.index(b"\r\n\r\n0") < answers.index(b"not full")
+    assert site.asked == 1
+
+
+def test_whoever_does_not_read_refusals_is_not_read_either(site: Site) -> None:
+    """Else they would pile up in memory, from however many requests come in."""
+    count, answered, last = 60_000, 0, b""
+    client, connection = site.connect()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+    with client:
+        sending = threading.Thread(target=client.sendall, args=(count * FULL,))
+        sending.start()
+        wait_for(lambda: connection.flow.write_paused or connection.flow.read_paused, "it is held up")
+        time.sleep(0.5)
+        assert connection.transport.get_write_buffer_size() < 1_000_000
+        while answered < count:
+            piece = client.recv(1 << 20)
+            answered += (last + piece).count(b"full")
+            last = piece[-3:]
+        sending.join(60)
+
+
+def test_a_worker_that_leaves_hangs_up_behind_a_refusal(site: Site) -> None:
+    client, connection = site.connect()
+    with client:
+        ask(client, FULL, b"full")
+        connection.loop.call_soon_threadsafe(connection.shutdown)
+        wait_for(lambda: connection.leaving, "it leaves")
+        client.sendall(FULL)
+        assert b"connection: close" in read(client)
+
+
+def test_a_head_that_does_not_end_is_given_up_behind_a_refusal(site: Site) -> None:
+    client, connection = site.connect()
+    with client:
+        ask(client, FULL, b"full")
+        site.pass_time(5)
+        client.sendall(b"GE")
+        wait_for(lambda: connection.timeout_keep_alive_task is None, "it has come")
+        site.pass_time()
+        assert read(client).startswith(b"HTTP/1.1 408 ")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
-from api.app import ROUTERS
-from api.conf import ConcurrencyConf, LimitConf
+from api.app import ROUTERS, create_app
+from api.conf import ConcurrencyConf, LimitConf, load_config
 from api.errors import Busy
 from api.limits import Limits
 from api.shedding import find_computing
+from guni.protocol import Protocol
 from tests import redises
 from tests.checkpoints import tiny_precure
 from tests.serving import inside, write_config
@@ -38,6 +42,14 @@ def conf(line: int) -> LimitConf:
     return LimitConf(concurrency=ConcurrencyConf(enabled=True, max_concurrency=1, max_queue=line))
 
 
+def asks(limits: Limits) -> bool:
+    """Whether somebody who comes now asks for a place."""
+    if limits.full() is not None:
+        return False
+    limits.take_chance()
+    return True
+
+
 async def refuse(limits: Limits) -> None:
     with pytest.raises(Busy):
         await limits.admit(None).__aenter__()
@@ -50,21 +62,21 @@ def test_as_many_may_ask_as_have_left(tmp_path: Path) -> None:
         limits = await Limits.open(conf(4), tmp_path)
         async with asyncio.TaskGroup() as group:
             held = await fill(limits, 5, group)
-            assert limits.full() is None
+            assert asks(limits)
             await refuse(limits)
-            assert limits.full() is not None
+            assert not asks(limits)
             for event, task in held[:2]:
                 event.set()
                 await task
-            assert [limits.full() is None for _ in range(3)] == [True, True, False]
+            assert [asks(limits) for _ in range(3)] == [True, True, False]
             held += await fill_again(limits, group)
-            assert limits.full() is not None, "somebody waits"
+            assert not asks(limits), "somebody waits"
             for event, task in held[2:]:
                 event.set()
                 await task
-            limits.full()
+            asks(limits)
             (last,) = await fill_again(limits, group)
-            assert [limits.full() for _ in range(9)] == [None] * 9, "nobody waits"
+            assert [asks(limits) for _ in range(9)] == [True] * 9, "nobody waits"
             for event, _ in (*held, last):
                 event.set()
         await limits.close()
@@ -94,11 +106,12 @@ def test_now_and_then_one_may_ask_anyway(tmp_path: Path) -> None:
         async with asyncio.TaskGroup() as group:
             held = await fill(limits, 3, group)
             await refuse(limits)
-            assert limits.full() is not None
+            assert not asks(limits)
             assert limits.crowd is not None
             limits.crowd.probe = 0.0
-            assert limits.full() is None
-            assert limits.full() is not None
+            assert limits.full() is None, "to look whether it may ask is not to ask"
+            assert asks(limits)
+            assert not asks(limits)
             for event, _ in held:
                 event.set()
         await limits.close()
@@ -113,7 +126,7 @@ def test_without_a_queue_every_request_asks(tmp_path: Path) -> None:
         limits = await Limits.open(conf(0), tmp_path)
         async with limits.admit(None):
             await refuse(limits)
-            assert limits.full() is None
+            assert asks(limits)
         await limits.close()
 
     asyncio.run(run())
@@ -207,5 +220,151 @@ def test_what_a_host_has_made_is_answered_however_many_wait(tmp_path: Path) -> N
     async def run() -> None:
         async with asyncio.timeout(120), inside(config) as (client, server):
             await ask(client, server.limits)
+
+    asyncio.run(run())
+
+
+WAYS = ["POST /plain/generate?seed=1", "GET /plain/image?seed=1", "POST /v1/images/generations"]
+
+
+def test_the_door_says_what_the_layers_behind_it_would(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked only by our own protocol, and passes on what has something unusual about it; that is refused by all layers in turn."""
+    monkeypatch.setattr("api.shedding.MOMENT", 600.0)
+
+    async def run() -> None:
+        async with asyncio.timeout(120), listening(small(tmp_path)) as (port, state):
+            server, door = state["server"], state["turn_away"].__self__
+            async with asyncio.TaskGroup() as group:
+                held = await fill(server.limits, 5, group)
+                await refuse(server.limits)
+                for way in WAYS:
+                    quick = await talk(port, way, "X-Request-ID: quick")
+                    assert [entry[3] for entry in door.refused] == ["quick"]
+                    door.note()
+                    slow = await talk(port, way, "X-Request-ID: slow", "Origin: http://elsewhere")
+                    assert not door.refused
+                    assert quick.startswith(b"HTTP/1.1 503 ")
+                    assert tidy(quick.replace(b"quick", b"slow")) == tidy(slow)
+                made = await talk(port, WAYS[0])
+                assert door.refused[0][3].encode() in made
+                for more in (
+                    "Content-Length: 1",
+                    "Transfer-Encoding: chunked",
+                    "If-None-Match: x",
+                    "Expect: 100-continue",
+                    "Connection: close",
+                ):
+                    await talk(port, WAYS[0], more)
+                assert len(door.refused) == 1
+                assert (await talk(port, "GET /readyz")).startswith(b"HTTP/1.1 200 ")
+                server.limits.crowd.free = 1
+                await talk(port, WAYS[0])
+                assert (len(door.refused), server.limits.crowd.free) == (1, 0), "it is let in, to ask"
+                for event, _ in held:
+                    event.set()
+            door.note()
+            numbers = (await talk(port, "GET /metrics")).decode()
+            assert 'stylegan_requests_total{method="GET",route="/{model_id}/image",status="503"} 2.0' in numbers
+            assert 'stylegan_request_seconds_count{route="/{model_id}/image"} 2.0' in numbers
+
+    with caplog.at_level("INFO", "api.access"):
+        asyncio.run(run())
+    lines = {record.fields["request_id"]: record for record in caplog.records if record.name == "api.access"}  # type: ignore[attr-defined]
+    told = [{**lines[name].fields, "request_id": "", "ms": 0} for name in ("quick", "slow")]  # type: ignore[attr-defined]
+    assert told[0] == told[1]
+    assert 0 < lines["slow"].created - lines["quick"].created < 60
+
+
+def test_the_last_refusals_are_counted_though_the_server_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.shedding.MOMENT", 600.0)
+
+    async def run() -> None:
+        async with asyncio.timeout(120), listening(small(tmp_path)) as (port, state), asyncio.TaskGroup() as group:
+            held = await fill(state["server"].limits, 5, group)
+            await refuse(state["server"].limits)
+            await talk(port, WAYS[0])
+            assert state["turn_away"].__self__.refused
+            for event, _ in held:
+                event.set()
+        assert 'stylegan_refusals_total{error="server_busy"} 1.0' in state["server"].telemetry.expose().decode()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("more", [{"cache": 60.0}, None])
+def test_the_door_knows_what_it_must_not_refuse(tmp_path: Path, more: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that the hosts' cache may have; and a request whose trace has to be told."""
+    monkeypatch.setattr("api.shedding.MOMENT", 600.0)
+    cluster = {"cluster": {"redis": redises.shared().new_url(), **more}} if more else {"trace": {"url": "http://127.0.0.1:9"}}
+
+    async def run() -> None:
+        async with asyncio.timeout(120), listening(small(tmp_path, **cluster)) as (port, state), asyncio.TaskGroup() as group:
+            held = await fill(state["server"].limits, 5, group)
+            await refuse(state["server"].limits)
+            for way in WAYS[:2]:
+                assert (await talk(port, way)).startswith(b"HTTP/1.1 503 ")
+            known = [entry[0] for entry in state["turn_away"].__self__.refused]
+            assert known == ([b"POST"] if more else [])
+            for event, _ in held:
+                event.set()
+
+    asyncio.run(run())
+
+
+def small(folder: Path, **more: Any) -> Path:
+    tiny_precure(folder / "plain.safetensors", levels=3)
+    limit = {"concurrency": {"enabled": True, "max_concurrency": 1, "max_queue": 4}}
+    return write_config(
+        folder, {"plain": {"file": "plain.safetensors", "relative": True}}, {"limit": limit, "engine": {"linger": 0.2}}, **more
+    )
+
+
+@asynccontextmanager
+async def listening(config: Path) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+    """The application behind our protocol in this process: its port, and what its lifespan left for the protocol."""
+    app = create_app(load_config(config))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Protocol, access_log=False, log_config=None))
+    serving = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1], server.lifespan.state
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def talk(port: int, way: str, *fields: str) -> bytes:
+    """The answer to a request, as it comes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write("\r\n".join((f"{way} HTTP/1.1", "Host: x", *fields, "", "")).encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    (length,) = (int(line[16:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length: "))
+    body = await reader.readexactly(length)
+    writer.close()
+    return head + body
+
+
+def tidy(answer: bytes) -> tuple[bytes, set[bytes], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *fields = head.split(b"\r\n")
+    return status, {field for field in fields if not field.startswith(b"date: ")}, body
+
+
+def test_refusals_are_noted_within_a_moment(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(120), listening(small(tmp_path)) as (port, state), asyncio.TaskGroup() as group:
+            held = await fill(state["server"].limits, 5, group)
+            await refuse(state["server"].limits)
+            for count in ("1.0", "2.0"):
+                await talk(port, WAYS[0])
+                while state["turn_away"].__self__.refused:
+                    await asyncio.sleep(0.01)
+                numbers = (await talk(port, "GET /metrics")).decode()
+                assert f'stylegan_requests_total{{method="POST",route="/{{model_id}}/generate",status="503"}} {count}' in numbers
+            for event, _ in held:
+                event.set()
 
     asyncio.run(run())

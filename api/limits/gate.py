@@ -127,16 +127,18 @@ class Limits:
                 self.make_room()
 
     def full(self) -> Full | None:
-        """Whether it is in vain to ask for a place. If not, the caller is taken to ask for one; ``make_room`` if it does not."""
+        """Whether it is in vain to ask for a place."""
+        crowd = self.crowd
+        return crowd if crowd is not None and crowd.free <= 0 and time.monotonic() < crowd.probe else None
+
+    def take_chance(self) -> None:
+        """Notes that somebody asks for a place though the queue was full lately; ``make_room`` if nobody does after all."""
         if self.crowd is None:
-            return None
-        if time.monotonic() >= self.crowd.probe:
+            return
+        if time.monotonic() < self.crowd.probe:
+            self.crowd.free -= 1
+        else:
             self.crowd.probe = time.monotonic() + PROBE
-            self.crowd.free += 1
-        if self.crowd.free <= 0:
-            return self.crowd
-        self.crowd.free -= 1
-        return None
 
     def make_room(self) -> None:
         if self.crowd is not None:
