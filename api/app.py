@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import Environment, Tokens
 from api.conf import Config
@@ -126,6 +126,12 @@ class Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         return self.surround(super().build_middleware_stack())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self.middleware_stack is None:
+            return await super().__call__(scope, receive, send)
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
 
 def settle_memory() -> None:

@@ -57,12 +57,16 @@ class Journal:
                 raise
             await answer(note, scope, 500, f"internal error {mark}")
         finally:
-            telemetry, client = scope["state"]["server"].telemetry, (scope.get("client") or [None])[0]
-            route, seconds = getattr(scope.get("route"), "path", "other"), time.perf_counter() - begun
-            tell(Answer(client, scope["method"], scope["path"], route, status, mark, seconds))
-            telemetry.count("requests", method=scope["method"], route=route, status=str(status))
-            if not lasting:  # it ends when its client leaves: how long that took says nothing of the server
-                telemetry.observe("request_seconds", seconds, route=route)
+            self.write(scope, mark, status, time.perf_counter() - begun, lasting)
+
+    def write(self, scope: Scope, mark: str, status: int, seconds: float, lasting: bool) -> None:
+        """``lasting`` answers end when their client leaves: how long they took says nothing of the server."""
+        telemetry, client = scope["state"]["server"].telemetry, (scope.get("client") or [None])[0]
+        route = getattr(scope.get("route"), "path", "other")
+        tell(Answer(client, scope["method"], scope["path"], route, status, mark, seconds))
+        telemetry.count("requests", method=scope["method"], route=route, status=str(status))
+        if not lasting:
+            telemetry.observe("request_seconds", seconds, route=route)
 
 
 class Answer(NamedTuple):

@@ -1,7 +1,8 @@
 """A load generator that costs little: CLIENTS connections, each sending its next request when the last is answered.
 
 ``python -m bench.load URL CLIENTS SECONDS [BODY]`` prints JSON: answers a second, milliseconds, statuses. ``{seed}`` in the URL or
-in BODY becomes a different number each time.
+in BODY becomes a different number each time. A lone client waits in the kernel, without an event loop, whose own way to an answer
+is not the server's: its clock runs from the bytes of the request to those of the answer.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 import sys
 import time
 from collections import Counter
@@ -42,9 +44,8 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.got += data
-        if not self.awaited and (head := self.got.find(b"\r\n\r\n")) >= 0:
-            start = bytes(self.got[:head]).lower().index(LENGTH) + len(LENGTH)
-            self.awaited = head + 4 + int(self.got[start : self.got.index(b"\r", start)])
+        if not self.awaited:
+            self.awaited = measure(self.got)
         if self.awaited and len(self.got) >= self.awaited:
             self.times.append(time.perf_counter() - self.begun)
             self.statuses[self.got[9:12].decode()] += 1
@@ -59,7 +60,41 @@ class Client(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def main(url: str, clients: int, seconds: float, body: str | None) -> None:
+def measure(got: bytearray) -> int:
+    """Bytes of a whole answer, head and body, of which some have come; 0 until its head has."""
+    if (head := got.find(b"\r\n\r\n")) < 0:
+        return 0
+    start = bytes(got[:head]).lower().index(LENGTH) + len(LENGTH)
+    return head + 4 + int(got[start : got.index(b"\r", start)])
+
+
+def ask_alone(make: Callable[[], bytes], host: str, port: int, end: float, times: list[float], statuses: Counter[str]) -> None:
+    with socket.create_connection((host, port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while time.perf_counter() < end:
+            request, got, awaited = make(), bytearray(), 0
+            begun = time.perf_counter()
+            connection.sendall(request)
+            while not awaited or len(got) < awaited:
+                piece = connection.recv(1 << 20)
+                now = time.perf_counter()
+                if not piece:
+                    raise ConnectionError("the server hung up")
+                got += piece
+                awaited = awaited or measure(got)
+            times.append(now - begun)
+            statuses[got[9:12].decode()] += 1
+
+
+async def ask_together(
+    make: Callable[[], bytes], host: str, port: int, end: float, times: list[float], statuses: Counter[str], clients: int
+) -> None:
+    loop = asyncio.get_running_loop()
+    made = [await loop.create_connection(lambda: Client(make, end, times, statuses), host, port) for _ in range(clients)]
+    await asyncio.gather(*(client.done for _, client in made))
+
+
+def main(url: str, clients: int, seconds: float, body: str | None) -> None:
     parts = urlsplit(url)
     seeds = itertools.count(int(time.time()))
     target = f"{parts.path}?{parts.query}".rstrip("?")
@@ -73,14 +108,11 @@ async def main(url: str, clients: int, seconds: float, body: str | None) -> None
     begun = time.perf_counter()
     times: list[float] = []
     statuses = Counter[str]()
-    loop = asyncio.get_running_loop()
-    made = [
-        await loop.create_connection(
-            lambda: Client(make, begun + seconds, times, statuses), parts.hostname or "localhost", parts.port or 80
-        )
-        for _ in range(clients)
-    ]
-    await asyncio.gather(*(client.done for _, client in made))
+    press = (make, parts.hostname or "localhost", parts.port or 80, begun + seconds, times, statuses)
+    if clients == 1:
+        ask_alone(*press)
+    else:
+        uvloop.run(ask_together(*press, clients))
     spent = time.perf_counter() - begun
     times.sort()
     quantiles = {f"p{share}": 1000 * times[int(len(times) * share / 100)] for share in (50, 95, 99)}
@@ -88,4 +120,4 @@ async def main(url: str, clients: int, seconds: float, body: str | None) -> None
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)

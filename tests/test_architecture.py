@@ -30,7 +30,14 @@ LAYERS = [
 """From the bottom up; what stands together in one tuple is one layer, whose order inside ``INSIDE`` tells."""
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in ((layer,) if isinstance(layer, str) else layer)}
 LOW = {"limits", "store", "telemetry", "auth", "logs", "tracing", "waiting"}  # of the project's, these see errors, conf and cluster alone
-INSIDE = {("routes", "schemas"), ("routes", "tasks"), ("tasks", "schemas"), ("app", "journal"), ("app", "shedding"), ("shedding", "journal")}
+INSIDE = {
+    ("routes", "schemas"),
+    ("routes", "tasks"),
+    ("tasks", "schemas"),
+    ("app", "journal"),
+    ("app", "shedding"),
+    ("shedding", "journal"),
+}
 TORCH = {"torch", "diffusers", "transformers", "accelerate"}
 WEB = {"asyncio", "fastapi", "starlette", "uvicorn", "gunicorn", "httpx"}
 

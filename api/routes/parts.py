@@ -100,12 +100,16 @@ def read_session(header: str | None, cookies: Mapping[str, str]) -> str | None:
     """A session's id or name; a cookie that cannot be one is none."""
     if header:
         return unquote(header)
-    name = unquote(cookies.get("session", "")).strip()
+    if not (cookie := cookies.get("session")):
+        return None
+    name = unquote(cookie).strip()
     return name if name.isprintable() and 1 <= len(name) <= 200 else None
 
 
 def read_parents(text: str) -> list[str]:
     """Raises ``BadInput``."""
+    if not text:
+        return []
     found = list(dict.fromkeys(filter(None, re.split(r"[,\s]+", text))))
     if len(found) > MOST_PARENTS:
         raise BadInput(f"found {len(found)} parents; a picture has at most {MOST_PARENTS}")

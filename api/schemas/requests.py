@@ -27,7 +27,13 @@ class Rendering(BaseModel):
 
     cutoff: int | None = Field(None, ge=0, le=64, description="Levels from this one on, from 0, are not truncated; all are if absent")
     rotate: float = Field(0.0, ge=-360, le=360, description="Degrees, counterclockwise; StyleGAN3 alone")
-    translate: list[Shift] = Field([0.0, 0.0], min_length=2, max_length=2, description="Right and down, in picture sides; StyleGAN3 alone")
+    translate: list[Shift] = Field(
+        default_factory=lambda: [0.0, 0.0],  # pydantic would copy a list, by a search for what is in it
+        min_length=2,
+        max_length=2,
+        description="Right and down, in picture sides; StyleGAN3 alone",
+        json_schema_extra={"default": [0.0, 0.0]},
+    )
     noise_seed: int | None = Field(None, ge=0, lt=SEEDS, description="Of random noise, the same in all pictures; each one's seed if absent")
 
     def rendering(self) -> dict[str, Any]:
