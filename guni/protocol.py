@@ -138,8 +138,10 @@ class Protocol(HttpToolsProtocol):
         """Whether the request is refused by its head alone, by an application whose lifespan left a ``turn_away`` in its state."""
         ask = self.app_state.get("turn_away")
         free = self.cycle is None or self.cycle.response_complete
-        if ask is None or self.leaving or not free or self.flow.write_paused or not self.parser.should_keep_alive():
+        if ask is None or self.leaving or not free or self.flow.write_paused:
             return False
+        if not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1":
+            return False  # whoever is served so hears of the connection's end, too
         refusal = ask(self.parser.get_method(), self.url, self.headers, self.client[0] if self.client else None)
         if refusal is None:
             return False
