@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import sqlite3
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -16,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from bench import overload, soak
 from bench.storm import Storm
 from tests.checkpoints import tiny_precure
-from tests.serving import write_config
+from tests.serving import ROOT, write_config
 
 LONG = bool(os.environ.get("LONG"))
 
@@ -36,6 +41,29 @@ def test_a_small_overload(config: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert status == 0
     assert "| **3 × the best** |" in told
     assert "refused requests, p99 ms" in told
+
+
+class Broken(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.mark.parametrize("rate", [None, 50.0])
+def test_the_crowd_tells_what_should_not_be(tmp_path: Path, rate: float | None) -> None:
+    group, out = {"name": "crowd", "first": 0, "clients": 2, "rate": rate}, tmp_path / "crowd.json"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever).start()
+        asked = {"port": server.server_port, "groups": [group], "lead": 0, "seconds": 0.5, "seed": 1, "out": str(out)}
+        subprocess.run([sys.executable, "-m", "bench.crowd"], input=json.dumps(asked), cwd=ROOT, text=True, check=True, timeout=60)
+        server.shutdown()
+    told = json.loads(out.read_text())["groups"]["crowd"]
+    assert [list(client["faults"]) for client in told] == [["500"]] * 2
+    assert [client["faults"]["500"] for client in told] == [client["asked"] for client in told]
+    assert not any(client["served"] or client["refused"] for client in told)
 
 
 def test_a_small_soak(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
