@@ -130,7 +130,7 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self.middleware_stack is None:
             return await super().__call__(scope, receive, send)
-        scope["app"] = self
+        scope["app"] = self  # all that FastAPI's and Starlette's own would do
         await self.middleware_stack(scope, receive, send)
 
 
