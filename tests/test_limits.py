@@ -16,7 +16,7 @@ import pytest
 from api.conf import BlockConf, ConcurrencyConf, LimitConf, RateConf
 from api.errors import Blocked, Busy, ConfigError, NoAddress, RateLimited, ServerError
 from api.limits import Limits
-from api.limits.local import FILE, FOLDER, LocalStore
+from api.limits.local import CHECKPOINT, FILE, FOLDER, LocalStore
 from tests import redises
 
 Open = Callable[[LimitConf], Awaitable[Limits]]
@@ -358,7 +358,7 @@ def test_storage_that_fails_refuses_and_recovers(tmp_path: Path) -> None:
     async def act() -> None:
         limits = await Limits.open(queue(1, 0), tmp_path)
         assert isinstance(limits.store, LocalStore)
-        limits.store.ledger.db.execute("PRAGMA busy_timeout = 20")
+        limits.store.patience = 0.02
         jam = sqlite3.connect(tmp_path / FOLDER / FILE, isolation_level=None)
         jam.execute("BEGIN IMMEDIATE")
         assert isinstance(await refused(limits), Busy)
@@ -369,6 +369,53 @@ def test_storage_that_fails_refuses_and_recovers(tmp_path: Path) -> None:
         await asyncio.sleep(0.8)
         assert jam.execute("SELECT count(*) FROM ticket").fetchone() == (0,)
         jam.close()
+        await limits.close()
+
+    asyncio.run(act())
+
+
+def test_others_at_the_file_are_waited_for_beside_the_event_loop(tmp_path: Path) -> None:
+    """Those who ask meanwhile get their places in the order of asking."""
+
+    async def act() -> None:
+        limits = await Limits.open(queue(1, 8), tmp_path)
+        jam = sqlite3.connect(tmp_path / FOLDER / FILE, isolation_level=None)
+        jam.execute("BEGIN IMMEDIATE")
+        served: list[int] = []
+
+        async def ask(number: int) -> None:
+            async with limits.admit(None):
+                served.append(number)
+
+        asking = [asyncio.create_task(ask(number)) for number in range(4)]
+        for _ in range(20):
+            begun = time.monotonic()
+            await asyncio.sleep(0.01)
+            assert time.monotonic() - begun < 0.5
+        assert not served
+        jam.execute("ROLLBACK")
+        asking.append(asyncio.create_task(ask(4)))
+        await asyncio.gather(*asking)
+        assert served == [0, 1, 2, 3, 4]
+        jam.close()
+        await limits.close()
+
+    asyncio.run(act())
+
+
+def test_the_log_of_the_state_begins_anew(tmp_path: Path) -> None:
+    """SQLite's WAL, which no transaction stops to write back."""
+
+    async def act() -> None:
+        limits = await Limits.open(queue(1, 8), tmp_path)
+        assert isinstance(limits.store, LocalStore)
+        sizes = []
+        for _ in range(8):
+            for _ in range(CHECKPOINT // 2):  # one to enter and one to leave
+                await pass_through(limits)
+            await asyncio.to_thread(limits.store.thread.submit(int).result)
+            sizes.append((tmp_path / FOLDER / f"{FILE}-wal").stat().st_size)
+        assert sizes[-1] <= sizes[0]
         await limits.close()
 
     asyncio.run(act())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from api.conf import LimitConf
@@ -17,7 +17,6 @@ from api.limits.clock import anchor, boot_id, boot_time
 
 BUSY_TIMEOUT = 5.0  # seconds; a transaction takes a fraction of a millisecond
 REAP_PERIOD = 0.25  # seconds between looks for the dead
-UNBOUNDED = 1 << 30
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS clock (boot TEXT NOT NULL, anchor INTEGER NOT NULL);
@@ -32,6 +31,9 @@ CREATE INDEX IF NOT EXISTS ticket_line ON ticket (state, turn);
 CREATE INDEX IF NOT EXISTS ticket_client ON ticket (client, state, turn);
 """
 
+TURN = "(SELECT 1 + ifnull(max(turn), 0) FROM ticket WHERE state = ?)"
+"""A number after all of those that wait likewise."""
+
 Move = tuple[str, int, State]
 
 
@@ -44,9 +46,11 @@ class Ledger:
         self.hits: dict[int, tuple[str, int]] = {}  # what each own request was counted as
         self.moves: list[Move] = []  # what the last transactions gave to whom
         self.reaped = 0.0
-        self.db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        self.path, self.patience = path, BUSY_TIMEOUT
+        self.db = sqlite3.connect(path, timeout=self.patience, isolation_level=None, check_same_thread=False)
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute("PRAGMA synchronous = NORMAL")
+        self.db.execute("PRAGMA wal_autocheckpoint = 0")
         self.db.executescript(SCHEMA)
         self.anchor = self.find_anchor()
 
@@ -55,6 +59,12 @@ class Ledger:
         with self.transaction():
             self.advance(self.remove(self.holder))
         self.db.close()
+
+    def set_patience(self, seconds: float) -> None:
+        """How long a transaction waits while another process is in one; then it raises an error for which ``is_taken`` holds."""
+        if seconds != self.patience:
+            self.db.execute(f"PRAGMA busy_timeout = {int(1000 * seconds)}")
+            self.patience = seconds
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -98,17 +108,22 @@ class Ledger:
             used = self.count_hits(client, now) if self.conf.rate.enabled else 0
             if self.conf.rate.enabled and used >= self.conf.rate.max_request:
                 return Place(State.OVER_RATE, used, self.until_reset(client, now, used - self.conf.rate.max_request), *self.counts())
-            state = self.choose(client)
+            counts = self.counts()
+            state = self.choose(client, *counts)
             if state is not State.WORKING and self.due():
                 self.reap()
-                state = self.choose(client)
+                counts = self.counts()
+                state = self.choose(client, *counts)
             if state is State.OVER_QUEUE:
-                return Place(state, used, self.until_reset(client, now), *self.counts())
+                return Place(state, used, self.until_reset(client, now), *counts)
             if self.conf.rate.enabled:
                 self.hits[token] = (client, self.hit(client, now))
             if self.conf.block.enabled or self.conf.concurrency.enabled:
-                self.db.execute("INSERT INTO ticket VALUES (?, ?, ?, ?, ?)", (self.holder, token, client, state, self.turn(state)))
-            return Place(state, used + self.conf.rate.enabled, self.until_reset(client, now), *self.counts())
+                self.db.execute(f"INSERT INTO ticket VALUES (?, ?, ?, ?, {TURN})", (self.holder, token, client, state, state))
+            working, queued = counts
+            if self.conf.concurrency.enabled:
+                working, queued = working + (state is State.WORKING), queued + (state is State.QUEUED)
+            return Place(state, used + self.conf.rate.enabled, self.until_reset(client, now), working, queued)
 
     def leave(self, token: int, refund: bool) -> None:
         with self.transaction():
@@ -165,28 +180,21 @@ class Ledger:
     def counts(self) -> tuple[int, int]:
         return (self.count(State.WORKING), self.count(State.QUEUED)) if self.conf.concurrency.enabled else (0, 0)
 
-    def turn(self, state: State) -> int:
-        """A number after all of those that wait likewise."""
-        return 1 + self.number("SELECT max(turn) FROM ticket WHERE state = ?", state)
-
-    def choose(self, client: str) -> State:
-        """Where a request that arrives now has to stand."""
+    def choose(self, client: str, working: int, queued: int) -> State:
+        """Where a request that arrives now has to stand, while so many work and wait."""
         if self.conf.block.enabled and self.number("SELECT EXISTS (SELECT 1 FROM ticket WHERE client = ?)", client):
             return State.BLOCKED
-        return self.join()
+        return self.join(working, queued)
 
-    def join(self) -> State:
+    def join(self, working: int, queued: int) -> State:
         """Where a request stands that its client no longer blocks."""
         limit = self.conf.concurrency
-        if not limit.enabled:
-            return State.WORKING
-        working, queued = self.counts()
-        if working < limit.max_concurrency and not queued:
+        if not limit.enabled or (working < limit.max_concurrency and not queued):
             return State.WORKING
         return State.QUEUED if queued < limit.max_queue else State.OVER_QUEUE
 
     def move(self, holder: str, token: int, state: State) -> None:
-        self.db.execute("UPDATE ticket SET state = ?, turn = ? WHERE holder = ? AND token = ?", (state, self.turn(state), holder, token))
+        self.db.execute(f"UPDATE ticket SET state = ?, turn = {TURN} WHERE holder = ? AND token = ?", (state, state, holder, token))
         self.moves.append((holder, token, state))
 
     def remove(self, holder: str, token: int | None = None) -> set[str]:
@@ -198,10 +206,12 @@ class Ledger:
     def advance(self, clients: Iterable[str]) -> None:
         """Gives free places to the queue, then lets in each client's next, in the order in which they came."""
         limit = self.conf.concurrency
-        free = limit.max_concurrency - self.count(State.WORKING) if limit.enabled else UNBOUNDED
-        sql = "SELECT holder, token FROM ticket WHERE state = ? ORDER BY turn LIMIT ?"
-        for holder, token in self.db.execute(sql, (State.QUEUED, max(0, free))).fetchall():
-            self.move(holder, token, State.WORKING)
+        if limit.enabled and (free := limit.max_concurrency - self.count(State.WORKING)) > 0:
+            sql = "SELECT holder, token FROM ticket WHERE state = ? ORDER BY turn LIMIT ?"
+            for holder, token in self.db.execute(sql, (State.QUEUED, free)).fetchall():
+                self.move(holder, token, State.WORKING)
+        if not self.conf.block.enabled:
+            return
         sql = "SELECT turn, client, holder, token FROM ticket WHERE client = ? AND state = ? ORDER BY turn LIMIT 1"
         firsts = [row for client in clients if (row := self.db.execute(sql, (client, State.BLOCKED)).fetchone())]
         for _, client, holder, token in sorted(firsts):
@@ -210,7 +220,7 @@ class Ledger:
     def unblock(self, client: str, holder: str, token: int) -> None:
         """Lets in a client's first waiting request if none of its others is in and there is room."""
         inside = self.number("SELECT EXISTS (SELECT 1 FROM ticket WHERE client = ? AND state > ?)", client, State.BLOCKED)
-        if not inside and (state := self.join()) is not State.OVER_QUEUE:
+        if not inside and (state := self.join(*self.counts())) is not State.OVER_QUEUE:
             self.move(holder, token, state)
 
     def due(self) -> bool:
@@ -224,3 +234,15 @@ class Ledger:
                 self.remove(holder)
         # All clients: some may have stayed outside although nothing of theirs was inside, for want of room.
         self.advance(row[0] for row in self.db.execute("SELECT DISTINCT client FROM ticket WHERE state = ?", (State.BLOCKED,)).fetchall())
+
+
+def is_taken(error: sqlite3.Error) -> bool:
+    """Whether only the patience was too short."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+
+def checkpoint(path: Path) -> None:
+    """Writes what the log (WAL) holds to the file, and lets it begin anew. Waits for the disk; transactions wait a moment at the end."""
+    with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as db:
+        for mode in ("PASSIVE", "RESTART"):
+            db.execute(f"PRAGMA wal_checkpoint({mode})")

@@ -1,4 +1,4 @@
-"""The limits of one host: a ledger in SQLite on a thread of its own, and a bell."""
+"""The limits of one host: a ledger in SQLite, a thread that waits for it when others are at it, and a bell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
@@ -17,12 +17,13 @@ from api.conf import LimitConf
 from api.errors import Busy, ConfigError
 from api.limits.base import Place, State, Wake
 from api.limits.bell import Bell, clear, lives, ring
-from api.limits.ledger import Ledger
+from api.limits.ledger import BUSY_TIMEOUT, Ledger, checkpoint, is_taken
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 FOLDER, FILE, LOCK = "limits", "state-1.sqlite3", "open.lock"  # the number is the schema's
 RETRY = 0.5  # seconds
+CHECKPOINT = 300  # transactions: SQLite's own thousand pages, or about
 
 
 class LocalStore:
@@ -33,6 +34,9 @@ class LocalStore:
         self.loop = asyncio.get_running_loop()
         self.owed: dict[int, bool] = {}  # leaves that are to be done: token, refund
         self.retrying = self.closed = False
+        self.handed = 0  # to the thread, and not yet done
+        self.patience = BUSY_TIMEOUT
+        self.left = CHECKPOINT
         self.places = ledger.conf.block.enabled or ledger.conf.concurrency.enabled
         self.loop.add_reader(bell.fd, self.rung)
 
@@ -74,23 +78,64 @@ class LocalStore:
         self.wake({})
 
     async def ask(self, work: Callable[[], T]) -> T:
-        """The work's result. It is done even if the caller is cancelled, and in the order of asking."""
+        """The work's result. It is done even if the caller is cancelled, and in the order of asking.
+
+        It takes less time than to have a thread do it, so it is done here and now; unless another process is just at the file, for which
+        a thread waits.
+        """
+        self.count_down()
         try:
-            return await asyncio.shield(asyncio.wrap_future(self.submit(work)))
+            if not self.handed:
+                try:
+                    self.ledger.set_patience(0.0)
+                    return self.perform(work, self.wake)
+                except sqlite3.Error as error:
+                    if not is_taken(error):
+                        raise
+            return await asyncio.shield(self.hand_over(work))
         except sqlite3.Error as error:
             log.error("limits: %s", error)
             raise Busy() from error
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        return self.thread.submit(self.perform, work)
+    def hand_over(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Has the thread do it. While it has anything to do, the ledger is the thread's."""
+        self.handed += 1
+        future = asyncio.wrap_future(self.thread.submit(self.perform_patiently, work))
+        future.add_done_callback(self.take_back)
+        return future
 
-    def perform(self, work: Callable[[], T]) -> T:
-        """On the thread: what is owed, then the work, then those are woken that were given something."""
+    def take_back(self, future: asyncio.Future[T]) -> None:
+        self.handed -= 1
+        if not future.cancelled():
+            future.exception()  # has been told, or is tried again
+
+    def perform_patiently(self, work: Callable[[], T]) -> T:
+        self.ledger.set_patience(self.patience)
+        return self.perform(work, self.wake_from_thread)
+
+    def perform(self, work: Callable[[], T], wake: Wake) -> T:
+        """What is owed, then the work, then those are woken that were given something."""
         try:
             self.settle()
             return work()
         finally:
-            self.announce()
+            self.announce(wake)
+
+    def wake_from_thread(self, moves: Mapping[int, State]) -> None:
+        self.loop.call_soon_threadsafe(self.wake, moves)
+
+    def count_down(self) -> None:
+        """Now and then the thread brings the file up to date, which waits for the disk."""
+        self.left -= 1
+        if self.left <= 0:
+            self.left = CHECKPOINT
+            self.thread.submit(self.bring_up_to_date)
+
+    def bring_up_to_date(self) -> None:
+        try:
+            checkpoint(self.folder / FILE)
+        except sqlite3.Error as error:
+            log.warning("limits: %s", error)
 
     def owe(self, token: int, refund: bool) -> None:
         self.owed[token] = refund
@@ -114,13 +159,13 @@ class LocalStore:
     def try_again(self) -> None:
         self.retrying = False
         if not self.closed:
-            self.submit(int)
+            self.hand_over(int)
 
-    def announce(self) -> None:
+    def announce(self, wake: Wake) -> None:
         moves, self.ledger.moves = self.ledger.moves, []
         own = {token: state for holder, token, state in moves if holder == self.bell.name}
         if own:
-            self.loop.call_soon_threadsafe(self.wake, own)
+            wake(own)
         for holder in {holder for holder, _, _ in moves if holder != self.bell.name}:
             ring(self.folder, holder)
 
