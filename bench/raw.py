@@ -1,7 +1,8 @@
 """The bare engine: the same model object, the same jobs, no server. Each core of a CPU computes batches of its own, with PNGs and without.
 
-``python -m bench.raw TOML MODEL SECONDS`` prints JSON; with ``turns`` behind it milliseconds of one picture, once for each line that it
-reads.
+``python -m bench.raw TOML MODEL SECONDS`` prints JSON; with ``turns`` behind it milliseconds of one picture, for each line that it reads:
+of pictures that follow each other at once, and of those that come as often as those of a lone client, for whom something else is done
+between two of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from api.models.jobs import Generate, Output
 from api.models.registry import load_model
 
 
+BETWEEN = 0.002  # seconds
+
+
 def stay(index: int, total: int, previews: object = None) -> None:
     """The step of a model that has no steps."""
 
@@ -42,7 +46,7 @@ def main(path: str, model_id: str, seconds: float, turns: bool = False) -> None:
     for count in (1, best, 1, best):
         run(count)
 
-    def single() -> float:
+    def single(pause: float = 0.0) -> float:
         """Milliseconds of a picture with its PNG, the median."""
         times, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -50,11 +54,13 @@ def main(path: str, model_id: str, seconds: float, turns: bool = False) -> None:
             (output,) = run(1)
             encode(output.image, Encoding("png"), {"Seed": output.seed})
             times.append(1000 * (time.perf_counter() - begun))
+            if pause:
+                time.sleep(pause)
         return statistics.median(times)
 
     if turns:
         for _ in sys.stdin:
-            print(single(), flush=True)
+            print(single(), single(BETWEEN), flush=True)
         return
     alone = single()
     use_cores(1)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.raw import BETWEEN
 from tests.serving import ROOT, free_port
 
 CLIENTS = (1, 8, 32)
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--workers", type=int, default=1, help="web workers; more than one needs gunicorn")
     parser.add_argument("--rounds", type=int, default=2, help="the best of so many")
-    parser.add_argument("--turns", type=int, default=12, help="of one client and of the bare engine, side by side; 0: no such comparison")
+    parser.add_argument("--turns", type=int, default=6, help="of one client and of the bare engine, side by side; 0: no such comparison")
+    parser.add_argument("--starts", type=int, default=3, help="of both for these turns: one process is faster than the next")
     options = parser.parse_args(argv)
     raws, rows = [], {name: {} for name in ("this server", "LitServe, our encoder", "LitServe, Pillow")}  # type: ignore[var-annotated]
     for _ in range(options.rounds):
@@ -55,7 +57,17 @@ def run_server(options: argparse.Namespace, found: dict[int, dict[str, Any]]) ->
 
 def compare(options: argparse.Namespace) -> None:
     """What a lone request takes more than model and encoder, in neighbouring turns: the machine changes by the minute."""
-    port, spent = free_port(), []
+    turns = [turn for _ in range(options.starts) for turn in take_turns(options)]
+    loop, paused, served = (statistics.median(times) for times in zip(*turns, strict=True))
+    print(f"\none client, {len(turns)} turns: {served:.2f} ms")
+    for name, own, place in (("one after the other", loop, 0), (f"{1000 * BETWEEN:g} ms apart", paused, 1)):
+        low, middle, high = statistics.quantiles([turn[2] - turn[place] for turn in turns], n=4)
+        print(f"model and encoder, {name}: {own:.2f} ms; {middle:.2f} ms more ({low:.2f} … {high:.2f})")
+
+
+def take_turns(options: argparse.Namespace) -> list[tuple[float, float, float]]:
+    """Milliseconds of the bare engine, in a loop and with pauses, and of the server."""
+    port, found = free_port(), []
     command = [sys.executable, "-m", "bench.raw", options.config, options.model, "1", "turns"]
     environment = {"STYLEGAN_TOML": options.config, "PORT": str(port)}
     url = f"http://127.0.0.1:{port}/{options.model}/generate?seed={{seed}}"
@@ -67,16 +79,10 @@ def compare(options: argparse.Namespace) -> None:
         assert bare.stdout is not None
         for _ in range(options.turns + 1):
             print(file=bare.stdin, flush=True)
-            alone = float(bare.stdout.readline())
-            spent.append((alone, measure(["bench.load", url, "1", "1"])["p50"]))
+            loop, paused = map(float, bare.stdout.readline().split())
+            found.append((loop, paused, measure(["bench.load", url, "1", "1"])["p50"]))
         bare.stdin.close()
-    spent = spent[1:]  # the first turn warms up
-    over = [served - alone for alone, served in spent]
-    low, middle, high = statistics.quantiles(over, n=4)
-    alone, served = (statistics.median(times) for times in zip(*spent, strict=True))
-    print(
-        f"\none client, {len(over)} turns: {served:.2f} ms, model and encoder {alone:.2f} ms; {middle:.2f} ms more ({low:.2f} … {high:.2f})"
-    )
+    return found[1:]  # the first turn warms up
 
 
 def run_peer(options: argparse.Namespace, encoder: str, found: dict[int, dict[str, Any]]) -> None:

@@ -91,6 +91,8 @@ class EngineConf(Section):
     """Seconds after which an unserved request is given up with 503."""
     linger: Delay = 5.0
     """Seconds that an engine stays after its last web worker has gone."""
+    awake: Delay = 0.1
+    """Seconds after a request in which idle cores do not sleep deeply, where the process may write to /dev/cpu_dma_latency; 0: never."""
 
 
 class ServerConf(Section):

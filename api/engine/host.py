@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from api.conf import Config
+from api.engine.awake import Awake
 from api.engine.codec import Encoding, encode
 from api.engine.codec.crew import CREW
 from api.engine.lane import Lane, explain
@@ -89,6 +90,7 @@ class Host:
         # Pictures that wait for an encoder hold memory: the device pauses when they pile up.
         self.room = threading.BoundedSemaphore(4 * engine.encoders)
         self.loop = asyncio.get_running_loop()
+        self.awake = Awake(engine.awake)
         self.left = asyncio.Event()  # set when nothing more is to be served
         self.draining = False
 
@@ -120,6 +122,7 @@ class Host:
         if self.draining:
             peer.send(Return(message.id))
             return
+        self.awake.stir()
         request = Request(peer, message)
         self.clients[peer][request.id] = request
         try:
