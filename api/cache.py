@@ -10,8 +10,9 @@ import math
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any, cast
+
+from msgspec.structs import replace
 
 from api.cluster import connect, failures, name_space
 from api.engine.wire import Picture, pack, unpack_all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -13,8 +14,9 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from api.engine.arrays import encode_array
 from api.engine.codec import Encoding, decode_picture, encode
@@ -162,7 +164,7 @@ class Worker:
     async def remember(self, claim: Claim, entry: Entry, deadline: float) -> Prepared:
         """The picture's files, and the rows that are to be written with the task's end."""
         params = read_task(claim.task.params)
-        entry = replace(entry, task_id=claim.task.id)
+        entry = dataclasses.replace(entry, task_id=claim.task.id)
         origin = Origin(claim.task.owner, params.session, params.parents or (), list(params.blobs.values()))
         recorder = await self.server.recorder()
         prepared: Prepared = await patiently(lambda: recorder.prepare(origin, [entry]), deadline - time.monotonic())

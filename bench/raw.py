@@ -23,7 +23,6 @@ from api.models.device import prepare_device, use_cores
 from api.models.jobs import Generate, Output
 from api.models.registry import load_model
 
-
 BETWEEN = 0.002  # seconds
 
 

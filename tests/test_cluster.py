@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from msgspec.structs import replace
 
 from api.cache import LARGEST, Cache
 from api.engine.wire import Bye, Picture, pack

@@ -456,6 +456,7 @@ SEEING = {
     "server.engine.encoders": 5,
     "server.engine.precision": "float16",
     "server.engine.linger": 1.0,
+    "server.engine.awake": 0.0,
     "server.engine.memory": 0.5,
     "server.engine.wait": False,
     "models.<id>.file": "other",

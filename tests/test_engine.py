@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import uvloop
@@ -357,8 +358,18 @@ def test_frames_survive_any_cut() -> None:
     assert isinstance(got[0].job, Generate)
     assert got[0].job.latent is not None
     assert got[0].job.latent.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="unknown extension"):
-        unpack(b"\xc7\x01\x05\x00")
+    for words in ([], ["Path", "/etc/passwd"], ["Cancel", "one"], ["Cancel"], msgspec.msgpack.Ext(5, b""), {"id": 1}):
+        with pytest.raises(ValueError, match=r"Expected|Invalid"):
+            unpack(msgspec.msgpack.encode(words))
+
+    def submit(*array: object) -> Submit:
+        job = ["Generate", "tiny", 3, None, 1.0, None, 1.0, array]
+        return unpack(msgspec.msgpack.encode(["Submit", 1, job, "c", 1.5, ["png"]]))  # type: ignore[no-any-return]
+
+    assert submit("<f4", [2], bytes(8)).job.model == "tiny"
+    for array in (("|O", [1], bytes(8)), ("<f4", [3], bytes(8)), ("<f4", [1 << 40], b""), ("no type", [1], b"1"), ("<f4", [1])):
+        with pytest.raises(ValueError, match=r"\$\[2\]\[7\]"):
+            submit(*array)
 
 
 def test_an_engine_that_nobody_comes_to_leaves(config: Config) -> None:

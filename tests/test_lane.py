@@ -6,11 +6,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from api.engine.lane import LARGE, Lane
 from api.engine.shelf import Shelf
@@ -20,8 +21,7 @@ from api.models.base import Info, Previews, Step
 from api.models.jobs import Job, Output
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Count(Job):
+class Count(Job, frozen=True, kw_only=True):
     """What the models of this file are asked for; ``kind`` tells batches apart."""
 
     kind: str = "a"
@@ -29,8 +29,7 @@ class Count(Job):
     steps: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Study(Count):
+class Study(Count, frozen=True, kw_only=True):
     """A job that is long although its model is not."""
 
     long: ClassVar[bool] = True

@@ -11,8 +11,9 @@ import logging
 import socket
 import threading
 import time
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from api.conf import Config
 from api.engine.transport import DEATHS, Transport, Watch

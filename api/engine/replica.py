@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from api.conf import Config
 from api.engine.host import Host, tune

@@ -74,7 +74,7 @@ class Transport(ABC):
         deadline = time.monotonic() + self.config.server.engine.deadline if deadline is None else deadline
         submit = Submit(
             id=next(self.numbers),
-            job=job,
+            job=job,  # type: ignore[arg-type]  # all kinds there are
             client=client,
             deadline=deadline,
             encoding=encoding,

@@ -1,55 +1,55 @@
 """The protocol between web workers and an engine: msgpack frames over a stream, each with its length before it.
 
-Messages are frozen dataclasses. A dataclass travels as a list of its name and its fields, an array as its type, shape and bytes;
-nothing else is ever rebuilt, so that a frame cannot name what is not listed here.
+A message travels as a list of its name and its fields, an array as its type, shape and bytes. What comes is checked against the fields'
+types; nothing else is ever rebuilt, so that a frame cannot name what is not listed here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-import msgpack
+import msgspec
 import numpy as np
 
 from api import errors
 from api.engine.codec import Encoding
 from api.models.base import Info
-from api.models.jobs import Diffuse, Edit, Floats, Generate, Job, Project, Synthesize
+from api.models.jobs import Diffuse, Edit, Floats, Generate, Project, Synthesize
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME = 1 << 30
-LARGE = 1 << 20
-DATACLASS, ARRAY = 1, 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submit:
+Work = Generate | Synthesize | Edit | Project | Diffuse
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What either end says."""
+
+
+class Submit(Message, frozen=True, kw_only=True):
     """A job to do. ``deadline`` is a reading of the host's monotonic clock in seconds."""
 
     id: int
-    job: Job
+    job: Work
     client: str
     deadline: float
     encoding: Encoding
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = msgspec.field(default_factory=dict)
     alone: bool = False  # it was being computed when an engine died: nobody is to share its fate
     progress: bool = False  # its steps are reported
     previews: int = 0  # and so many of the reports, evenly spread, show how far the picture is
     trace: str | None = None  # the span that it belongs to, as a traceparent
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Message, frozen=True):
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Message, frozen=True):
     """Sent when a client connects and again whenever a model is ready or has failed."""
 
     infos: list[Info]
@@ -57,43 +57,37 @@ class Hello:
     loading: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Diary:
+class Diary(Message, frozen=True):
     """Sent first: the file in which the engine notes what it begins, and the client's number there. Who has it hears no ``Started``."""
 
     path: str
     client: int
 
 
-@dataclass(frozen=True, slots=True)
-class Bye:
+class Bye(Message, frozen=True):
     """The engine drains: it finishes what it has and takes nothing more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Return:
+class Return(Message, frozen=True):
     """A job came after ``Bye``: it belongs to the successor."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Message, frozen=True):
     """Of requests whose progress is reported, and where there is no ``Diary``."""
 
     ids: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Message, frozen=True):
     id: int
     index: int
     total: int
     preview: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class Picture(Message, frozen=True, kw_only=True):
     """A finished picture: its encoded bytes and what it was made from."""
 
     data: bytes
@@ -104,34 +98,22 @@ class Picture:
     label: str | None = None
     latent: Floats | None = None
     styles: Floats | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Message, frozen=True):
     id: int
     picture: Picture
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Message, frozen=True):
     id: int
     error: str  # a name in api.errors
     detail: Any
     retry_after: float | None = None
 
 
-KNOWN: Mapping[str, type[Any]] = {
-    cls.__name__: cls
-    for group in (
-        (Submit, Cancel, Hello, Diary, Bye, Return, Started, Progress, Picture, Done, Failed, Encoding, Info),
-        (Generate, Synthesize, Edit, Project, Diffuse),
-    )
-    for cls in group
-}
-NAMES = {cls: tuple(item.name for item in fields(cls)) for cls in KNOWN.values()}
-TAGS = {cls: msgpack.ExtType(DATACLASS, name.encode()) for name, cls in KNOWN.items()}
-PACKERS = threading.local()
+Known = Submit | Cancel | Hello | Diary | Bye | Return | Started | Progress | Picture | Done | Failed | Info | Work
 
 
 def preview_steps(total: int, count: int) -> set[int]:
@@ -154,19 +136,15 @@ def rebuild(failed: Failed) -> errors.ServerError:
 
 def pack(message: object) -> bytes:
     """A whole frame, its length included."""
-    if not hasattr(PACKERS, "own"):  # a packer brings a large buffer: making one takes longer than most messages
-        PACKERS.own = msgpack.Packer(default=reduce)
-    body: bytes = PACKERS.own.pack(message)
-    if len(body) > LARGE:
-        del PACKERS.own  # its buffer does not get smaller again
+    body = ENCODER.encode(message)
     return LENGTH.pack(len(body)) + body
 
 
 def unpack(body: bytes | memoryview) -> Any:
     """The message in a frame's body. Raises ``ValueError`` when there is none."""
     try:
-        return msgpack.unpackb(body, ext_hook=recognise, list_hook=restore, strict_map_key=False)
-    except (KeyError, TypeError, IndexError, msgpack.exceptions.ExtraData, msgpack.exceptions.FormatError) as error:
+        return DECODER.decode(body)
+    except errors.ServerError as error:  # what ``Encoding`` does not know
         raise ValueError(f"not a message: {error}") from error
 
 
@@ -181,12 +159,10 @@ def unpack_all(frames: bytes) -> Iterator[Any]:
 
 
 def reduce(value: Any) -> Any:
-    """A list that begins with a tag, which nothing else does; what is inside is reduced when its turn comes."""
-    if (tag := TAGS.get(type(value))) is not None:
-        return [tag, *[getattr(value, name) for name in NAMES[type(value)]]]
+    """What msgpack has no word for, in its words."""
     if isinstance(value, np.ndarray):
         array = np.ascontiguousarray(value)
-        return [msgpack.ExtType(ARRAY, array.dtype.str.encode()), array.shape, array.data.cast("B") if array.size else b""]
+        return array.dtype.str, array.shape, array.data.cast("B") if array.size else b""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -194,28 +170,14 @@ def reduce(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be sent")
 
 
-def recognise(code: int, data: bytes) -> Any:
-    """What a tag stands for: one of our classes, or a type of numbers."""
-    if code == DATACLASS:
-        return KNOWN[data.decode()]
-    if code == ARRAY:
-        return np.dtype(data.decode())
-    raise ValueError(f"unknown extension {code}")
+def restore(_: type[Any], value: Any) -> Any:
+    """An array: nothing else has to be made of msgpack's words."""
+    kind, shape, data = value
+    return np.frombuffer(data, np.dtype(kind)).reshape(shape)
 
 
-def restore(values: list[Any]) -> Any:
-    """What ``reduce`` made a list of; a list that was one stays one."""
-    tag = values[0] if values else None
-    if isinstance(tag, type):
-        return tag(**dict(zip(NAMES[tag], tupled(tag, values[1:]), strict=True)))
-    if isinstance(tag, np.dtype):
-        return np.frombuffer(values[2], tag).reshape(values[1])
-    return values
-
-
-def tupled(cls: type[Any], values: list[Any]) -> Iterable[Any]:
-    """msgpack knows lists only; ``Info`` is a value and holds tuples."""
-    return (tuple(value) if isinstance(value, list) else value for value in values) if cls is Info else values
+ENCODER = msgspec.msgpack.Encoder(enc_hook=reduce)
+DECODER = msgspec.msgpack.Decoder(Known, dec_hook=restore)
 
 
 class Connection(asyncio.Protocol):

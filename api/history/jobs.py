@@ -6,17 +6,17 @@ Vectors stand in it as base64 of ``.npy``; pictures that a job starts from are n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
+from msgspec.structs import asdict, replace
 
 from api.engine.arrays import decode_array, encode_array
 from api.engine.codec import Encoding
-from api.engine.wire import KNOWN, Picture
+from api.engine.wire import Picture
 from api.errors import Conflict
 from api.models.base import Info
-from api.models.jobs import Job, Pixels
+from api.models.jobs import JOBS, Job, Pixels
 
 ARRAY, INPUT = "npy", "input"
 MOST = 1 << 28
@@ -28,28 +28,28 @@ def pack_job(info: Info, job: Job, encoding: Encoding, picture: Picture) -> tupl
     inputs: dict[str, Pixels] = {}
     told: dict[str, Any] = {}
     settled = settle(job, picture)
-    for item in fields(settled):
-        value = getattr(settled, item.name)
+    for name in settled.__struct_fields__:
+        value = getattr(settled, name)
         if isinstance(value, np.ndarray) and value.dtype == np.uint8:
-            inputs[item.name] = value
-            told[item.name] = {INPUT: item.name, "axes": value.ndim}
+            inputs[name] = value
+            told[name] = {INPUT: name, "axes": value.ndim}
         elif isinstance(value, np.ndarray):
-            told[item.name] = {ARRAY: encode_array(value)}
+            told[name] = {ARRAY: encode_array(value)}
         elif value is not None:
-            told[item.name] = dict(value) if isinstance(value, Mapping) else value
+            told[name] = dict(value) if isinstance(value, Mapping) else value
     return {"kind": type(job).__name__, "digest": info.digest, "encoding": asdict(encoding), "parameters": told}, inputs
 
 
 def settle(job: Job, picture: Picture) -> Job:
     """What was left to the model is what it chose: a changed default in the TOML does not change the picture."""
-    open_ones = {item.name for item in fields(job) if getattr(job, item.name) is None}
+    open_ones = {name for name in job.__struct_fields__ if getattr(job, name) is None}
     return replace(job, **{name: value for name, value in picture.extra.items() if name in open_ones} | {"seed": picture.seed})
 
 
 def unpack_job(told: Mapping[str, Any], pictures: Mapping[str, Pixels]) -> tuple[Job, Encoding]:
     """Raises ``Conflict`` where this version does not know such jobs."""
-    cls = KNOWN.get(told["kind"])
-    if cls is None or not issubclass(cls, Job):
+    cls = JOBS.get(told["kind"])
+    if cls is None:
         raise Conflict(f"a picture of the kind {told['kind']!r} cannot be made again by this server")
     try:
         values = {name: read_value(value, pictures) for name, value in told["parameters"].items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,8 +48,7 @@ class Place:
     lossy: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Info:
+class Info(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """What a loaded model is and can do. Plain data: web workers get it from the engine."""
 
     id: str
@@ -68,7 +68,7 @@ class Info:
     noises: tuple[Noise, ...] = ()
     parameters: int = 0
     long: bool = False  # runs in many steps and gives way between them
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def conditional(self) -> bool:

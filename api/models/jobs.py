@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,8 +15,7 @@ Pixels = NDArray[np.uint8]
 Space = Literal["w", "w+"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True, eq=False, tag=True, array_like=True):
     """One picture to be made by ``model``. ``seed`` is 0 … 2³²−1; ``None`` is drawn by ``Model.prepare``.
 
     A ``long`` kind works in steps, between which other jobs have their turn.
@@ -27,8 +26,7 @@ class Job:
     seed: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Generate(Job):
+class Generate(Job, frozen=True, kw_only=True):
     """A GAN picture from a latent: z = ``sd`` · N(0, I) + ``latent``, then w = mapping(z), truncated by ``psi``.
 
     ``latent`` has shape (z_size,), zero if ``None``. ``label`` of a conditional model is drawn from the seed
@@ -46,8 +44,7 @@ class Generate(Job):
     noise_seed: int | None = None  # of random noise; ``seed`` if ``None``
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Synthesize(Job):
+class Synthesize(Job, frozen=True, kw_only=True):
     """A GAN picture from styles: ``styles`` has shape (levels, w_size), one row per synthesis level; truncated by ``psi``."""
 
     styles: Floats
@@ -59,8 +56,7 @@ class Synthesize(Job):
     cutoff: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Edit(Generate):
+class Edit(Generate, frozen=True, kw_only=True):
     """A GAN picture moved along directions in w: styles as ``Generate`` makes them, or those of ``styles``, plus Σ amount · direction.
 
     ``styles`` has shape (levels, w_size); label, psi, sd and latent then mean nothing. ``directions`` are amounts by names that
@@ -68,12 +64,11 @@ class Edit(Generate):
     """
 
     styles: Floats | None = None
-    directions: Mapping[str, float] = field(default_factory=dict)
-    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    directions: Mapping[str, float] = msgspec.field(default_factory=dict)
+    layers: Mapping[str, Sequence[int]] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Project(Job):
+class Project(Job, frozen=True, kw_only=True):
     """The styles under which a GAN's picture comes closest to ``image`` (uint8, (H, W, 3), its middle square).
 
     ``space`` "w" gives all levels the same style. ``starts`` of random styles are followed for the first quarter of ``steps``, the best to
@@ -92,8 +87,7 @@ class Project(Job):
     fit_noise: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Diffuse(Job):
+class Diffuse(Job, frozen=True, kw_only=True):
     """A picture from words by a diffusion pipeline; ``None`` stands for the model's default, which ``Model.prepare`` fills in.
 
     With ``image`` (uint8, (H, W, 3)) the picture starts from it, ``strength`` (0, 1] far away; with ``mask`` (uint8, (H, W), 255 is
@@ -114,8 +108,10 @@ class Diffuse(Job):
     safe: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Output:
+JOBS: Mapping[str, type[Job]] = {cls.__name__: cls for cls in (Generate, Synthesize, Edit, Project, Diffuse)}
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One picture: ``image`` uint8 (height, width, 3), and what it was made from."""
 
     image: Pixels
@@ -123,4 +119,4 @@ class Output:
     label: str | None = None
     latent: Floats | None = None  # (z_size,), as it entered the mapping network
     styles: Floats | None = None  # (levels, w_size), as they entered the synthesis network
-    extra: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    extra: dict[str, str | int | float | bool | None] = msgspec.field(default_factory=dict)

@@ -6,9 +6,9 @@ PNG is written by our own writer (``png``), the others by Pillow. Everything her
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import msgspec
 import numpy as np
 
 from api.engine.codec.animations import MOTION_TYPES, Motion, animate
@@ -41,8 +41,7 @@ QUALITY: Mapping[str, int] = {"jpeg": 90, "webp": 85, "avif": 70}
 EXACT = ("png", "webp")
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
+class Encoding(msgspec.Struct, frozen=True, array_like=True):
     """How a picture becomes bytes.
 
     ``quality`` is 1 … 100 (each format's own scale, its default if ``None``); PNG has none and ignores it. ``lossless`` keeps every

@@ -6,16 +6,17 @@ loop, and what would make a picture depend on its company.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from api.conf import DiffusionConf, ModelConf, is_hub
 from api.errors import BadInput, ConfigError
@@ -40,7 +41,7 @@ def load(checkpoint: Checkpoint, conf: ModelConf, place: Place) -> Model:
     pipeline = load_pipeline(conf.file, checkpoint.description.arguments.get("pipeline"), conf.diffusion, place)
     if is_hub(conf.file):  # the configuration alone does not tell which pictures a branch gives
         digest = hashlib.sha256(f"{place.digest} {pipeline.config.get('_name_or_path')}".encode()).hexdigest()[:32]
-        place = replace(place, digest=digest)
+        place = dataclasses.replace(place, digest=digest)
     model = Diffusion(pipeline, conf, place)
     if conf.warmup:
         warm_up(model)
