@@ -238,7 +238,7 @@ class Ledger:
 
 def is_taken(error: sqlite3.Error) -> bool:
     """Whether only the patience was too short."""
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY  # the rest tells why, such as that a log is being recovered
 
 
 def checkpoint(path: Path) -> None:
