@@ -242,7 +242,9 @@ def is_taken(error: sqlite3.Error) -> bool:
 
 
 def checkpoint(path: Path) -> None:
-    """Writes what the log (WAL) holds to the file, and lets it begin anew. Waits for the disk; transactions wait a moment at the end."""
+    """Writes what the log (WAL) holds to the file, and lets it begin anew.
+
+    It waits for the disk, and so would everybody who wrote to the log meanwhile: therefore it is a transaction, which keeps the others out.
+    """
     with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as db:
-        for mode in ("PASSIVE", "RESTART"):
-            db.execute(f"PRAGMA wal_checkpoint({mode})")
+        db.execute("PRAGMA wal_checkpoint(RESTART)")

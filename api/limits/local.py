@@ -129,7 +129,7 @@ class LocalStore:
         self.left -= 1
         if self.left <= 0:
             self.left = CHECKPOINT
-            self.thread.submit(self.bring_up_to_date)
+            self.hand_over(self.bring_up_to_date)
 
     def bring_up_to_date(self) -> None:
         try:
