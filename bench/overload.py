@@ -64,6 +64,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=0, help="web workers of gunicorn; 0: python main.py")
     parser.add_argument("--greedy", type=int, default=50, help="connections of the greedy client")
     parser.add_argument("--polite", type=int, default=9, help="polite clients")
+    parser.add_argument(
+        "--greed-seconds", type=float, default=60.0, help="with a greedy client: in ten, chance gives one more than another"
+    )
     parser.add_argument("--no-greed", dest="greed", action="store_false", help="leave the greedy client out")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args(argv)
@@ -116,8 +119,8 @@ def greed(options: argparse.Namespace, best: float, limit: Mapping[str, Any], na
     print(f"\n{name}: one client asks over {options.greedy} connections, {options.polite} for {share:.1f} pictures a second each\n")
     with served(options, limit) as server:
         press(server, [greedy, polite], LEAD, options.seed)
-        (alone,), _ = press(server, [polite], options.seconds, options.seed)
-        (taken, left), _ = press(server, [greedy, polite], options.seconds, options.seed)
+        (alone,), _ = press(server, [polite], options.greed_seconds, options.seed)
+        (taken, left), _ = press(server, [greedy, polite], options.greed_seconds, options.seed)
     fair = (taken.served + left.served) / (options.polite + 1)
     print("| clients | asked/s | served/s | of a fair share | p50 ms | p99 ms | refused/s |\n|---|---|---|---|---|---|---|")
     for title, found, count in (("polite, alone", alone, options.polite), ("polite", left, options.polite), ("greedy", taken, 1)):
