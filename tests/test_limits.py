@@ -366,8 +366,9 @@ def test_storage_that_fails_refuses_and_recovers(tmp_path: Path) -> None:
         async with limits.admit(None):
             jam.execute("BEGIN IMMEDIATE")
         jam.execute("ROLLBACK")  # by now the place could not be freed
-        await asyncio.sleep(0.8)
-        assert jam.execute("SELECT count(*) FROM ticket").fetchone() == (0,)
+        async with asyncio.timeout(10):
+            while jam.execute("SELECT count(*) FROM ticket").fetchone() != (0,):
+                await asyncio.sleep(0.05)
         jam.close()
         await limits.close()
 
