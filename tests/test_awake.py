@@ -40,7 +40,10 @@ def test_cores_may_sleep_again_when_nobody_has_asked_for_a_while(tmp_path: Path)
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2])
 def test_nothing_depends_on_it(tmp_path: Path, seconds: float) -> None:
+    trouble: list[object] = []
+
     async def act() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
         Awake(seconds, tmp_path / "there is none").stir()
         os.mkfifo(tmp_path / "no file")
         reader = os.open(tmp_path / "no file", os.O_RDONLY | os.O_NONBLOCK)
@@ -51,6 +54,7 @@ def test_nothing_depends_on_it(tmp_path: Path, seconds: float) -> None:
         os.close(reader)
 
     asyncio.run(act())
+    assert not trouble
 
 
 @pytest.mark.skipif(not os.access(DEVICE, os.W_OK), reason=f"{DEVICE} is not for this user")

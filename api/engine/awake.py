@@ -45,7 +45,7 @@ class Awake:
         rest = self.stirred + self.seconds - self.loop.time()
         if rest > 0:
             self.loop.call_later(rest, self.look)
-        else:
+        elif self.fd is not None:
             self.allow(ANY)
 
     def allow(self, latency: int) -> None:
@@ -54,6 +54,7 @@ class Awake:
         try:
             os.pwrite(self.fd, struct.pack("=i", latency), 0)
         except OSError:  # sleepy cores are no reason to fail
+            os.close(self.fd)
             self.fd = None
 
 

@@ -17,13 +17,10 @@ import numpy as np
 from api import errors
 from api.engine.codec import Encoding
 from api.models.base import Info
-from api.models.jobs import Diffuse, Edit, Floats, Generate, Project, Synthesize
+from api.models.jobs import Floats, Work
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME = 1 << 30
-
-
-Work = Generate | Synthesize | Edit | Project | Diffuse
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):

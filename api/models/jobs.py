@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -108,7 +108,8 @@ class Diffuse(Job, frozen=True, kw_only=True):
     safe: bool = False
 
 
-JOBS: Mapping[str, type[Job]] = {cls.__name__: cls for cls in (Generate, Synthesize, Edit, Project, Diffuse)}
+Work = Generate | Synthesize | Edit | Project | Diffuse
+JOBS: Mapping[str, type[Job]] = {cls.__name__: cls for cls in get_args(Work)}
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True, eq=False):
