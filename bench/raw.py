@@ -1,8 +1,8 @@
 """The bare engine: the same model object, the same jobs, no server. Each core of a CPU computes batches of its own, with PNGs and without.
 
 ``python -m bench.raw TOML MODEL SECONDS`` prints JSON; with ``turns`` behind it milliseconds of one picture, for each line that it reads:
-of pictures that follow each other at once, and of those that come as often as those of a lone client, for whom something else is done
-between two of them.
+by one core, by the team of cores that the engine has for a lone picture, and by that team where pictures come as often as those of a lone
+client, for whom something else is done between two of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from api.conf import load_config
 from api.engine.codec import Encoding, encode
 from api.engine.host import settle, tune
-from api.engine.lane import LARGE
+from api.engine.teams import choose_team
 from api.models.device import prepare_device, use_cores
 from api.models.jobs import Generate, Output
 from api.models.registry import load_model
@@ -41,12 +41,14 @@ def main(path: str, model_id: str, seconds: float, turns: bool = False) -> None:
         return model.run([model.prepare(Generate(model=model_id, seed=next(seeds))) for _ in range(count)], stay)
 
     best = max(1, (config.models[model_id].max_batch or config.server.engine.max_batch) // cores)
-    use_cores(cores if model.info.parameters >= LARGE else 1)
+    team = choose_team(model, cores, use_cores)
+    use_cores(1)
     for count in (1, best, 1, best):
         run(count)
 
-    def single(pause: float = 0.0) -> float:
+    def single(width: int, pause: float = 0.0) -> float:
         """Milliseconds of a picture with its PNG, the median."""
+        use_cores(width)
         times, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end:
             begun = time.perf_counter()
@@ -59,10 +61,9 @@ def main(path: str, model_id: str, seconds: float, turns: bool = False) -> None:
 
     if turns:
         for _ in sys.stdin:
-            print(single(), single(BETWEEN), flush=True)
+            print(single(1), single(team), single(team, BETWEEN), flush=True)
         return
-    alone = single()
-    use_cores(1)
+    alone, by_team = single(1), single(team)
 
     def work(end: float, encoding: bool) -> int:
         use_cores(1)
@@ -81,7 +82,7 @@ def main(path: str, model_id: str, seconds: float, turns: bool = False) -> None:
         return made / (time.perf_counter() - begun)
 
     rates = {"batched_rate": rate(False), "encoded_rate": rate(True)}
-    print(json.dumps({"single_ms": alone, **rates, "batch": best}))
+    print(json.dumps({"single_ms": alone, "team_ms": by_team, **rates, "batch": best}))
 
 
 if __name__ == "__main__":

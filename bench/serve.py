@@ -58,15 +58,16 @@ def run_server(options: argparse.Namespace, found: dict[int, dict[str, Any]]) ->
 def compare(options: argparse.Namespace) -> None:
     """What a lone request takes more than model and encoder, in neighbouring turns: the machine changes by the minute."""
     turns = [turn for _ in range(options.starts) for turn in take_turns(options)]
-    loop, paused, served = (statistics.median(times) for times in zip(*turns, strict=True))
+    *alone, served = (statistics.median(times) for times in zip(*turns, strict=True))
     print(f"\none client, {len(turns)} turns: {served:.2f} ms")
-    for name, own, place in (("one after the other", loop, 0), (f"{1000 * BETWEEN:g} ms apart", paused, 1)):
-        low, middle, high = statistics.quantiles([turn[2] - turn[place] for turn in turns], n=4)
+    names = ("by one core, one after the other", "by a team, one after the other", f"by a team, {1000 * BETWEEN:g} ms apart")
+    for place, (name, own) in enumerate(zip(names, alone, strict=True)):
+        low, middle, high = statistics.quantiles([turn[-1] - turn[place] for turn in turns], n=4)
         print(f"model and encoder, {name}: {own:.2f} ms; {middle:.2f} ms more ({low:.2f} … {high:.2f})")
 
 
-def take_turns(options: argparse.Namespace) -> list[tuple[float, float, float]]:
-    """Milliseconds of the bare engine, in a loop and with pauses, and of the server."""
+def take_turns(options: argparse.Namespace) -> list[tuple[float, ...]]:
+    """Milliseconds of the bare engine, in the three ways of ``bench.raw``, and of the server."""
     port, found = free_port(), []
     command = [sys.executable, "-m", "bench.raw", options.config, options.model, "1", "turns"]
     environment = {"STYLEGAN_TOML": options.config, "PORT": str(port)}
@@ -79,8 +80,8 @@ def take_turns(options: argparse.Namespace) -> list[tuple[float, float, float]]:
         assert bare.stdout is not None
         for _ in range(options.turns + 1):
             print(file=bare.stdin, flush=True)
-            loop, paused = map(float, bare.stdout.readline().split())
-            found.append((loop, paused, measure(["bench.load", url, "1", "1"])["p50"]))
+            alone = map(float, bare.stdout.readline().split())
+            found.append((*alone, measure(["bench.load", url, "1", "1"])["p50"]))
         bare.stdin.close()
     return found[1:]  # the first turn warms up
 
@@ -141,10 +142,11 @@ def running(command: Sequence[str], environment: dict[str, str], ready: str) -> 
 
 def report(model: str, raws: list[dict[str, Any]], rows: dict[str, dict[int, dict[str, Any]]]) -> None:
     batched, encoded = (max(raw[key] for raw in raws) for key in ("batched_rate", "encoded_rate"))
-    single = min(raw["single_ms"] for raw in raws)
+    single, team = (min(raw[key] for raw in raws) for key in ("single_ms", "team_ms"))
     cpu = Path("/proc/cpuinfo").read_text().split("model name")[1].splitlines()[0].strip(" \t:")
     print(f"{model}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {cpu}")
-    print(f"bare engine in batches of {raws[0]['batch']}: {batched:.0f} pictures/s, {encoded:.0f} with PNGs; one picture {single:.2f} ms\n")
+    print(f"bare engine in batches of {raws[0]['batch']}: {batched:.0f} pictures/s, {encoded:.0f} with PNGs")
+    print(f"one picture {single:.2f} ms by one core, {team:.2f} ms by a team\n")
     print("| server | clients | pictures/s | of the network | with PNGs | p50 ms | p95 ms | p99 ms |\n" + 8 * "|---" + "|")
     for name, found in rows.items():
         for clients, result in found.items():

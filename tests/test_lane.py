@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -317,6 +318,11 @@ class Cores(Setup):
         for thread in self.threads:
             thread.start()
 
+    def settle(self) -> None:
+        """Waits until nobody is at work: a picture is there a moment before its thread is free."""
+        while self.lane.at_work:
+            time.sleep(0.001)
+
 
 @pytest.fixture
 def cores() -> Iterator[Callable[..., Cores]]:
@@ -398,18 +404,72 @@ def test_nothing_begins_beside_a_suspect(cores: Callable[..., Cores]) -> None:
     assert beside == [1, 1]
 
 
-def test_a_lone_picture_of_a_large_network_takes_all_cores_and_several_one_each(cores: Callable[..., Cores]) -> None:
-    small, large = cores(), cores(LARGE)
-    for setup in (small, large):
+def test_a_lone_picture_of_a_large_network_takes_its_team_and_several_one_core_each(cores: Callable[..., Cores]) -> None:
+    single, large = cores(LARGE), cores(LARGE)
+    large.lane.teams["counter"] = 2
+    for setup in (single, large):
         setup.submit(1)
         setup.start()
         setup.ear.wait(1)
-    assert (small.used, large.used) == ([1], [2])
-    with large.lane.ready:
+    assert (single.used, large.used) == ([1], [2])
+    with large.lane.guard:
         for seed in range(2, 6):
             large.submit(seed)
     large.ear.wait(5)
     assert set(large.used[1:]) == {1}
+
+
+def test_a_small_network_has_its_team_only_while_pictures_come_one_by_one(
+    cores: Callable[..., Cores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.engine.lane.CALM", 0.5)
+    setup = cores()
+    setup.lane.teams["counter"] = 2
+    setup.start()
+    for seed in range(20):
+        with setup.lane.guard:
+            setup.submit(seed)
+            setup.lane.call_all()  # whoever happens to be awake: it is the first thread's
+        setup.ear.wait(seed + 1)
+        setup.settle()
+    assert setup.used == [2] * 20
+    with setup.lane.guard:
+        setup.submit(20)
+        setup.submit(21)
+    setup.ear.wait(22)
+    setup.settle()
+    setup.submit(22)
+    setup.ear.wait(23)
+    assert set(setup.used[20:]) == {1}
+    time.sleep(0.5)
+    setup.submit(23)
+    setup.ear.wait(24)
+    assert setup.used[-1] == 2
+
+
+def test_no_call_for_a_thread_is_lost(cores: Callable[..., Cores]) -> None:
+    """Few and many at a time, from several threads, with a network that has a team and one that is long: all end, without a wait."""
+    setup, chance = cores(), random.Random(1)
+    setup.lane.teams["counter"], setup.lane.max_queue = 2, 10_000
+    setup.start()
+
+    def press(first: int) -> None:
+        for seed in range(first, first + 400):
+            setup.submit(seed, model="slow" if seed % 50 == 0 else "counter", steps=2)
+            if seed % 3 == 0:
+                time.sleep(chance.random() / 1000)
+
+    pressing = [threading.Thread(target=press, args=(1000 * n,)) for n in range(3)]
+    for thread in pressing:
+        thread.start()
+    for thread in pressing:
+        thread.join(60)
+    setup.ear.wait(1200)
+    for seed in range(5000, 5100):
+        begun = time.monotonic()
+        setup.submit(seed)
+        setup.ear.wait(1201 + seed - 5000)
+        assert time.monotonic() - begun < 5
 
 
 def test_an_error_in_one_cores_batch_leaves_the_others_alone(cores: Callable[..., Cores]) -> None:

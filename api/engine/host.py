@@ -20,6 +20,7 @@ from api.engine.codec import Encoding, encode
 from api.engine.codec.crew import CREW
 from api.engine.lane import Lane, explain
 from api.engine.shelf import Shelf
+from api.engine.teams import choose_team
 from api.engine.turns import Ticket
 from api.engine.wire import Bye, Cancel, Done, Hello, Picture, Progress, Return, Started, Submit, fail, pack, preview_steps
 from api.errors import ServerError
@@ -276,7 +277,11 @@ class Host:
     def load_model(self, model_id: str) -> Model:
         from api.models.registry import load_model
 
-        return load_model(self.config, model_id)
+        model = load_model(self.config, model_id)
+        if model_id not in self.lane.teams:
+            check = self.config.models[model_id].warmup
+            self.lane.teams[model_id] = choose_team(model, self.lane.cores, self.lane.use, check)
+        return model
 
     def weigh(self, info: Info) -> int:
         """Bytes of the model's weights."""

@@ -7,7 +7,8 @@ takes what comes out.
 A GPU computes one batch at a time. On a CPU each core computes batches of its own, which begin and end when they like: teams of OpenMP
 threads meet at the end of every kernel, and where an encoder or a web worker has one of the cores, all wait for the thread that has to
 wait (measured: a picture in 2 to 40 ms instead of in 3). Some batches have the whole device to themselves: those of long jobs, and a lone
-picture of a large network when nobody else is there.
+picture when nobody else is there, of a small network when nobody else has been there for a while. A team gets it done sooner and makes
+fewer pictures a second.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from api.models.jobs import Job, Output
 
 log = logging.getLogger(__name__)
 WORTH = 0.05  # of a long batch's time may be waited for the next one to be larger
-LARGE = 5_000_000  # parameters from which on the kernels of one picture are long enough for a team of cores
+LARGE = 5_000_000  # parameters from which on a team of cores makes nearly as many pictures a second as its cores would alone
+CALM = 0.25  # seconds without two at once, after which one is likely to stay alone
 AT_LEAST = 2  # jobs of a core's batch, if there are so many: single ones waste what linear layers share
 NOBODY = -1  # no turn is as early
 
@@ -61,8 +63,9 @@ class Company:
 class Lane:
     """Serves the models of ``shelf`` on one device: ``submit`` and ``cancel`` from any thread, ``run`` on ``cores`` threads of its own.
 
-    ``use`` sets how many cores the kernels of the calling thread take. A job whose model is parked waits until that is loaded; with
-    ``patient`` false it is refused, and the model loaded for the next one.
+    ``use`` sets how many cores the kernels of the calling thread take, of which ``teams`` tells how many are of use to a lone picture of a
+    model; one, if it does not. A job whose model is parked waits until that is loaded; with ``patient`` false it is refused, and the model
+    loaded for the next one.
     """
 
     def __init__(
@@ -79,12 +82,16 @@ class Lane:
         self.shelf, self.listener = shelf, listener
         self.max_batch, self.max_queue, self.patient = max_batch, max_queue, patient
         self.cores, self.use = cores, use
+        self.teams: dict[str, int] = {}
         self.queue = Queue()
         self.wanted: str | None = None  # a parked model that somebody was refused for
         self.company = Company()
-        self.ready = threading.Condition()
+        self.guard = threading.RLock()
+        self.first, self.others = threading.Condition(self.guard), threading.Condition(self.guard)  # threads that wait for something to do
+        self.resting = False  # the first one waits and has not been called yet
         self.closing = False
         self.at_work = 0  # threads
+        self.crowded = -CALM  # when somebody last came and was not the only one
         self.owner: int | None = None  # the thread that has the whole device
         self.pause = NOBODY  # the last of the turns that short jobs may have beside it
         self.narrowed: dict[Hashable, int] = {}  # key → the batch size that the memory had room for
@@ -99,18 +106,32 @@ class Lane:
         elif not self.patient:
             self.want(ticket.job.model)
         ticket.arrived = time.monotonic()
-        with self.ready:
+        with self.guard:
             if self.closing or len(self.queue.waiting) >= self.max_queue:
                 raise Busy()
+            if self.at_work or self.queue.waiting:
+                self.crowded = ticket.arrived
             self.queue.add(ticket)
-            # Only the first thread can begin what claims the device.
-            self.ready.notify_all() if self.claims_device(ticket) else self.ready.notify()
+            self.call()
+
+    def call(self) -> None:
+        """Wakes a thread for a ticket that has come: the first one if it can be, since it alone can begin everything."""
+        if self.resting:
+            self.resting = False
+            self.first.notify()
+        else:
+            self.others.notify()
+
+    def call_all(self) -> None:
+        self.resting = False
+        self.first.notify_all()
+        self.others.notify_all()
 
     def want(self, model_id: str) -> None:
         """Has a parked model loaded. Raises ``NotReady`` with the time that it took last."""
-        with self.ready:
+        with self.guard:
             self.wanted = model_id
-            self.ready.notify_all()
+            self.call_all()
         raise NotReady(retry_after=self.shelf.seconds[model_id] + 1.0)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -119,9 +140,9 @@ class Lane:
 
     def close(self) -> None:
         """Lets ``run`` return when the queue is empty."""
-        with self.ready:
+        with self.guard:
             self.closing = True
-            self.ready.notify_all()
+            self.call_all()
 
     def run(self, first: bool = True) -> None:
         """Computes until ``close``. What has the whole device is always computed by the one ``first`` thread.
@@ -132,7 +153,7 @@ class Lane:
         self.use(1)
         while batch := self.next_batch(first):
             try:
-                self.use(self.cores if self.owner == threading.get_ident() else 1)
+                self.use(self.width(batch[0].job))
                 self.compute(batch)
             finally:
                 self.use(1)  # before the others go on: part of this setting is the process's
@@ -141,9 +162,8 @@ class Lane:
     def next_batch(self, first: bool) -> list[Ticket]:
         """Waits for work; nothing means that the lane is closed and empty."""
         while True:
-            with self.ready:
-                self.ready.wait_for(lambda: self.is_open(first))
-                self.ready.wait_for(self.is_complete, self.company.patience())
+            with self.guard:
+                self.rest(first)
                 if not self.is_open(first):  # another thread was quicker
                     continue
                 dead = self.queue.sweep(time.monotonic())
@@ -164,13 +184,32 @@ class Lane:
             elif batch or done:
                 return batch
 
+    def rest(self, first: bool) -> None:
+        """Waits for something to begin, and for its company if that is worth it."""
+        own = self.first if first else self.others
+
+        def note(done: bool) -> bool:
+            if first:
+                self.resting = not done
+            return done
+
+        own.wait_for(lambda: note(self.is_open(first)))
+        own.wait_for(lambda: note(self.is_complete()), self.company.patience())
+        note(True)
+
     def release(self) -> None:
         """The calling thread is done with what it began."""
-        with self.ready:
+        with self.guard:
             self.at_work -= 1
             if self.owner == threading.get_ident():
                 self.owner = None
-            self.ready.notify_all()
+            self.call_all()
+
+    def width(self, job: Job) -> int:
+        """How many cores the calling thread is to compute a batch with that begins with ``job``."""
+        if self.owner != threading.get_ident():
+            return 1
+        return self.cores if self.is_long(job) else self.teams.get(job.model, 1)
 
     def candidates(self) -> list[Ticket]:
         """What may be begun now, the next in turn first."""
@@ -184,6 +223,8 @@ class Lane:
             return bool(self.candidates())
         if self.wanted or (self.queue.waiting and self.claims_device(self.queue.waiting[0])):
             return first and self.at_work == 0
+        if self.at_work == 0 and len(self.queue.waiting) == 1 and self.is_for_team(self.queue.waiting[0]):
+            return first
         return self.closing or bool(self.queue.waiting)
 
     def claims_device(self, ticket: Ticket) -> bool:
@@ -192,11 +233,16 @@ class Lane:
 
     def needs_device(self, batch: Sequence[Ticket]) -> bool:
         """Whether a batch that is to be begun has the device to itself."""
-        head = batch[0]
-        if self.claims_device(head):
+        if self.claims_device(batch[0]):
             return True
-        large = self.shelf.infos[head.job.model].parameters >= LARGE
-        return large and len(batch) == 1 and self.at_work == 1 and not self.queue.waiting
+        return len(batch) == 1 and self.at_work == 1 and not self.queue.waiting and self.is_for_team(batch[0])
+
+    def is_for_team(self, ticket: Ticket) -> bool:
+        """Whether a lone picture that can be computed is sooner done by several cores, at nobody's cost."""
+        if self.teams.get(ticket.job.model, 1) == 1:
+            return False
+        large = self.shelf.infos[ticket.job.model].parameters >= LARGE
+        return large or ticket.arrived - self.crowded >= CALM
 
     def is_complete(self) -> bool:
         """Whether there is nothing to be gained by waiting: all that may come are there, or somebody is in a hurry."""
@@ -223,7 +269,7 @@ class Lane:
                 raise
             log.error("%s cannot be loaded again: %s", model_id, error)
             model = None
-        with self.ready:
+        with self.guard:
             waiting = [ticket for ticket in self.queue.waiting if ticket.job.model == model_id and (model is None or not ticket.prepared)]
         for ticket in waiting:
             try:
@@ -231,7 +277,7 @@ class Lane:
                     raise NotReady("the model cannot be loaded", retry_after=60.0)
                 ticket.job, ticket.prepared = model.prepare(ticket.job), True
             except Exception as error:
-                with self.ready:
+                with self.guard:
                     self.queue.take([ticket])
                 self.listener.failed(ticket, explain(error))
 
@@ -326,24 +372,24 @@ class Lane:
 
     def give_way(self) -> None:
         """Lets all cores compute the short jobs that wait now; those that come meanwhile wait for the next step."""
-        with self.ready:
+        with self.guard:
             dead = self.queue.sweep(time.monotonic())
             self.pause = self.queue.count
             busy = bool(self.candidates())
         self.bury(dead)
         if busy:
             self.use(1)
-            with self.ready:
-                self.ready.notify_all()
+            with self.guard:
+                self.others.notify_all()
             while batch := self.next_short():
                 self.compute(batch)
-            with self.ready:
-                self.ready.wait_for(lambda: self.at_work == 1)
+            with self.guard:
+                self.first.wait_for(lambda: self.at_work == 1)
             self.use(self.cores)
         self.pause = NOBODY
 
     def next_short(self) -> list[Ticket]:
-        with self.ready:
+        with self.guard:
             dead = self.queue.sweep(time.monotonic())
             batch = self.choose()
         self.bury(dead)
