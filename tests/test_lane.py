@@ -428,8 +428,8 @@ def test_a_small_network_has_its_team_only_while_pictures_come_one_by_one(
     setup.start()
     for seed in range(20):
         with setup.lane.guard:
+            setup.lane.others.notify_all()  # whoever happens to be awake: it is the first thread's
             setup.submit(seed)
-            setup.lane.call_all()  # whoever happens to be awake: it is the first thread's
         setup.ear.wait(seed + 1)
         setup.settle()
     assert setup.used == [2] * 20
