@@ -134,6 +134,27 @@ def test_cores_of_a_cpu_share_out_what_waits() -> None:
     assert result.span == pytest.approx(1 + 25 * 4)
 
 
+def test_a_lone_picture_has_a_team_until_two_are_wanted_at_once() -> None:
+    """At 0, 2 and 4 s each is alone and takes half a second; at 6 s two come, and those at 8 and 9.5 s are too near to that."""
+    trace = trace_of(*[(second, "m") for second in (0.0, 2.0, 4.0, 6.0, 6.25, 8.0, 9.5, 12.0)])
+    cost = Cost(seconds={1: 1.0, 2: 1.5}, cores=1, team=2, alone=0.5, calm=3.5)
+    result = simulate(trace, one(cost, threads=2, cores=2), 1)
+    # The second of the two waits for the first one's team.
+    assert result.latencies.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 1.25, 1.0, 1.0, 0.5])
+    always = simulate(trace, one(cost.model_copy(update={"calm": 0.0}), threads=2, cores=2), 1)
+    assert always.latencies.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.75, 0.5, 0.5, 0.5])
+
+
+def test_batches_beside_others_scatter() -> None:
+    """Half of them take half as long again: two cores make a fifth fewer pictures."""
+    trace = trace_of(*[(0.0, "m")] * 4000)
+    cost = Cost(seconds={1: 1.0}, max_batch=2, cores=1)
+    even, uneven = (simulate(trace, one(cost, threads=2, cores=2, scatter=scatter), 1).span for scatter in ((), (1.0, 1.5)))
+    assert even == pytest.approx(2000)
+    assert uneven == pytest.approx(2500, rel=0.02)
+    assert simulate(trace, one(cost, cores=2, scatter=(1.5,)), 1).span == pytest.approx(4000)  # one thread, beside nobody
+
+
 def test_encoders_hold_the_device_up() -> None:
     """It is two encoders that a second's pictures take two seconds of; the device has to wait until eight parcels become seven."""
     trace = trace_of(*[(0.0, "m")] * 800)
@@ -215,7 +236,12 @@ def some(seed: int) -> tuple[Trace, Costs, int]:
     threads = choice.choice([1, 1, 2, 4])
     models = {
         "short": Cost(
-            seconds={1: 0.002, 8: 0.01}, encode=choice.choice([0, 0.001]), max_batch=choice.choice([1, 8, 16]), cores=threads > 1
+            seconds={1: 0.002, 8: 0.01},
+            encode=choice.choice([0, 0.001]),
+            max_batch=choice.choice([1, 8, 16]),
+            cores=threads > 1,
+            team=2 if threads > 1 else 1,
+            alone=0.0015,
         ),
         "long": Cost(seconds={1: 0.1, 8: 0.3}, steps=choice.choice([1, 4]), max_batch=8, cores=threads if threads > 1 else 0),
     }
@@ -223,6 +249,7 @@ def some(seed: int) -> tuple[Trace, Costs, int]:
         models=models,
         threads=threads,
         together=choice.choice([1.0, 1.5]),
+        scatter=choice.choice([(), (0.9, 1.0, 1.4)]),
         cores=choice.choice([0, 2, 4]),
         devices=choice.choice([1, 2]),
         local=choice.choice([False, True]),
@@ -266,7 +293,9 @@ def test_batches_are_the_lane_s(seed: int, cores: int) -> None:
     names = list(models)
     real = RealLane(Shelf.holding(models), Ear(), max_batch={"a": 4, "b": 16, "slow": 3}.__getitem__, max_queue=60, cores=cores)
     table = {name: Cost(seconds={1: 1.0}, max_batch=real.max_batch(name), steps=int(name == "slow")) for name in names}
-    lane = Lane(Clock(), Cores(Clock(), 0), Costs(models=table, threads=cores, max_queue=60), names, lambda jobs: None, lambda job: None)
+    lane = Lane(
+        Clock(), Cores(Clock(), 0), Costs(models=table, threads=cores, max_queue=60), names, lambda jobs: None, lambda job: None, choice
+    )
     lane.at_work = cores  # begins nothing by itself
     for number in range(3000):
         if choice.random() < 0.75 or not real.queue.waiting:

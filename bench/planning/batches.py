@@ -6,11 +6,14 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from api.conf import load_config
 from api.engine.codec import Encoding, encode
 from api.engine.host import settle, tune
+from api.engine.lane import CALM, LARGE
+from api.engine.teams import choose_team
 from api.models.jobs import Diffuse, Generate, Job, Output
 from bench.raw import stay
 
@@ -31,6 +34,7 @@ class Bench:
         self.use = use_cores if self.device == "cpu" else lambda count: None
         self.use(1)
         self.model = load_model(self.config, model_id)
+        self.team = choose_team(self.model, self.threads, self.use)
         settle()
         self.long = self.model.info.long
         self.most = self.config.models[model_id].max_batch or self.config.server.engine.max_batch
@@ -52,8 +56,8 @@ class Bench:
         most = self.most if self.long else max(1, self.most // self.threads)
         return sorted({size for size in (*SIZES, most) if size <= most})
 
-    def measure(self, seconds: float, threads: int) -> dict[int, float]:
-        """Median seconds of batches of each size, while so many threads compute them."""
+    def measure(self, seconds: float, threads: int) -> dict[int, list[float]]:
+        """Seconds of batches of each size, while so many threads compute them."""
         found: dict[int, list[float]] = {size: [] for size in self.sizes()}
         end = time.perf_counter() + seconds
 
@@ -68,21 +72,43 @@ class Bench:
         with ThreadPoolExecutor(threads) as pool:
             for done in [pool.submit(run) for _ in range(threads)]:
                 done.result()
-        return {size: statistics.median(times) for size, times in found.items()}
+        return found
+
+    def measure_alone(self, seconds: float) -> float:
+        """Median seconds of a lone picture."""
+        self.use(self.team)
+        times, end = list[float](), time.perf_counter() + seconds
+        while time.perf_counter() < end or len(times) < 3:
+            jobs, start = self.jobs(1), time.perf_counter()
+            self.model.run(jobs, stay)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+
+def scatter(found: Mapping[int, Sequence[float]]) -> list[float]:
+    """Twenty factors of a batch's median time, each as likely as the others."""
+    ratios = sorted(value / statistics.median(times) for times in found.values() for value in times)
+    return [round(ratios[(2 * part + 1) * len(ratios) // 40], 3) for part in range(20)]
 
 
 def main(path: str, model_id: str, seconds: float) -> None:
     bench = Bench(path, model_id)
     bench.measure(0.0, 1)
     alone = bench.measure(seconds, 1)
-    together = alone if bench.threads == 1 or bench.long else bench.measure(seconds, bench.threads)
+    apart = bench.threads == 1 or bench.long  # no two batches at a time
+    together = alone if apart else bench.measure(seconds, bench.threads)
     encoding, recipe = Encoding("png"), {"Seed": bench.outputs[0].seed}
     begun, data = time.process_time(), [encode(output.image, encoding, recipe) for output in bench.outputs for _ in range(20)]
+    encoding_each = (time.process_time() - begun) / len(data)
     report = {
-        "seconds": alone,
-        "together": together,
+        "seconds": {size: statistics.median(times) for size, times in alone.items()},
+        "together": {size: statistics.median(times) for size, times in together.items()},
+        "scatter": () if apart else scatter(together),
+        "team": 1 if bench.long else bench.team,
+        "alone": 0.0 if bench.long or bench.team == 1 else bench.measure_alone(seconds / 2),
+        "calm": 0.0 if bench.model.info.parameters >= LARGE else CALM,
         "cores": (bench.threads if bench.long else 1) if bench.device == "cpu" else 0,
-        "encode": (time.process_time() - begun) / len(data),
+        "encode": encoding_each,
         "bytes": statistics.mean(map(len, data)),
         "steps": bench.steps,
         "max_batch": bench.most,

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from api.engine.lane import CALM
 from bench.planning.arrivals import BadFile
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -29,6 +30,9 @@ class Cost(Strict):
 
     seconds: dict[PositiveInt, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
     cores: float = Field(default=0.0, ge=0)  # of the host that a batch keeps at work; 0: a GPU, which takes none of them
+    team: PositiveInt = 1  # cores that compute a lone picture
+    alone: Seconds = 0.0  # that they take for it
+    calm: Seconds = CALM  # for which no two pictures may have been wanted at once before
     encode: Seconds = 0.0  # of a core, for a picture
     max_batch: PositiveInt = 16
     steps: int = Field(default=0, ge=0)
@@ -65,6 +69,7 @@ class Costs(Strict):
     workers: int = Field(default=1, ge=1)  # web workers of a host
     threads: int = Field(default=1, ge=1)  # batches that a device computes at once: one on a GPU, one for each core on a CPU
     together: float = Field(default=1.0, ge=1)  # so much longer a batch takes while all threads compute
+    scatter: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()  # and factors of that, each as likely as the others
     encoders: int = Field(default=2, ge=1)
     max_queue: int = Field(default=1024, ge=1)
     deadline: float = Field(default=60.0, gt=0)

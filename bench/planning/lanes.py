@@ -6,6 +6,7 @@ The same rules, in a form that a million jobs can be put through; ``tests/test_p
 from __future__ import annotations
 
 import functools
+import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
@@ -24,10 +25,11 @@ State = tuple[list["Job"], int, float]  # a long batch, its steps so far, when i
 class Job:
     """A picture that is asked for."""
 
-    __slots__ = ("client", "deadline", "gone", "key", "lane", "request")
+    __slots__ = ("arrived", "client", "deadline", "gone", "key", "lane", "request")
 
     def __init__(self, request: Any, key: Key, client: int, deadline: float) -> None:
         self.request, self.key, self.client, self.deadline = request, key, client, deadline
+        self.arrived = 0.0
         self.gone = True  # from the queue, or not there yet
         self.lane: Lane
 
@@ -139,22 +141,30 @@ def order(entry: tuple[float, int, Job]) -> tuple[float, int]:
 class Lane:
     """A device with its queue and its encoders. ``done`` gets pictures, ``lost`` jobs that came too late.
 
-    As ``api.engine.lane.Lane``, without failures and without models that have to be loaded first; on a CPU a lone picture of a large
-    network takes one core here, not all.
+    As ``api.engine.lane.Lane``, without failures and without models that have to be loaded first.
     """
 
     def __init__(
-        self, clock: Clock, cores: Cores, costs: Costs, names: Sequence[str], done: Callable[[list[Job]], None], lost: Callable[[Job], None]
+        self,
+        clock: Clock,
+        cores: Cores,
+        costs: Costs,
+        names: Sequence[str],
+        done: Callable[[list[Job]], None],
+        lost: Callable[[Job], None],
+        chance: random.Random,
     ) -> None:
         self.clock, self.cores, self.done, self.lost = clock, cores, done, lost
         self.models = [costs.models[name] for name in names]
         self.tables = [model.table for model in self.models]
         self.alike = all(model.steps and not model.cores for model in self.models)  # long ones on GPUs, whose steps take as long as planned
         self.threads, self.encoders, self.max_queue = costs.threads, costs.encoders, costs.max_queue
+        self.scatter, self.chance = costs.scatter, chance
         self.loop = Loop(cores)
         self.queue = Queue()
         self.at_work = 0  # threads
         self.whole = False  # one of them has the whole device
+        self.crowded = float("-inf")  # when somebody last came and was not the only one
         self.helping = False  # that one, with the short jobs that pass it
         self.pause: int | None = None  # the last of the jobs that may pass a long one now
         self.waiting = self.waits = 0  # for company: the number of the wait, 0 if there is none
@@ -170,6 +180,9 @@ class Lane:
         """Whether there was room."""
         if self.queue.size >= self.max_queue:
             return False
+        job.arrived = self.clock.now
+        if self.at_work or self.queue.size:
+            self.crowded = self.clock.now
         self.queue.add(job)
         if self.at_work < self.threads and not self.whole:
             self.look()
@@ -189,9 +202,13 @@ class Lane:
             batch = self.queue.take(key, self.room(key, self.queue.sizes[key]))
             self.at_work += 1
             self.batches[len(batch)] += 1
+            cost = self.models[key[0]]
             if key[1]:
                 self.whole = True
                 self.step((batch, 0, self.clock.now))
+            elif cost.team > 1 and self.at_work == len(batch) == 1 and not self.queue.size and batch[0].arrived - self.crowded >= cost.calm:
+                self.whole = True
+                self.spend(cost.team, cost.alone, self.computed, (batch, self.leave))
             else:
                 self.compute(batch, self.leave)
 
@@ -222,10 +239,12 @@ class Lane:
     def compute(self, batch: list[Job], then: Then) -> None:
         """A short batch on one thread; ``then`` once it is with the encoders."""
         model = batch[0].key[0]
-        self.spend(model, self.tables[model][len(batch)], self.computed, (batch, then))
+        seconds = self.tables[model][len(batch)]
+        if self.scatter and self.at_work > 1:
+            seconds *= self.chance.choice(self.scatter)
+        self.spend(self.models[model].cores, seconds, self.computed, (batch, then))
 
-    def spend(self, model: int, seconds: float, call: Callable[[Any], None], argument: Any) -> None:
-        width = self.models[model].cores
+    def spend(self, width: float, seconds: float, call: Callable[[Any], None], argument: Any) -> None:
         self.work += seconds * max(width, 1.0)
         if width:
             self.cores.run(seconds, width, call, argument, crowded=True)
@@ -255,9 +274,9 @@ class Lane:
         rest = batch[0].key[1] - index
         if self.alike and self.clock.now + (rest - 1) * each < max(job.deadline for job in batch):
             # Nobody passes by and nobody gives up before the end.
-            self.spend(model, rest * each, self.stepped, (batch, index + rest, begun))
+            self.spend(self.models[model].cores, rest * each, self.stepped, (batch, index + rest, begun))
             return
-        self.spend(model, each, self.stepped, (batch, index + 1, begun))
+        self.spend(self.models[model].cores, each, self.stepped, (batch, index + 1, begun))
 
     def stepped(self, state: State) -> None:
         batch, index, begun = state

@@ -142,7 +142,9 @@ def measure(
         between(number, rate)
     count = sum(len(turn.trace) for turn in turns)
     web, loop, client = (sum(parts) / count for parts in zip(*((turn.web, turn.loop, turn.client) for turn in turns), strict=True))
-    cost = Cost(seconds=bare["seconds"], **{key: bare[key] for key in ("cores", "encode", "max_batch", "steps", "bytes")})
+    cost = Cost(
+        seconds=bare["seconds"], **{key: bare[key] for key in ("cores", "team", "alone", "calm", "encode", "max_batch", "steps", "bytes")}
+    )
     engine = config.server.engine
     costs = Costs(
         note=f"{model}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores",
@@ -150,6 +152,7 @@ def measure(
         local=True,
         threads=bare["threads"],
         together=max(1.0, statistics.median(bare["together"][size] / value for size, value in bare["seconds"].items())),
+        scatter=bare["scatter"],
         encoders=engine.encoders,
         max_queue=engine.max_queue,
         deadline=engine.deadline,
@@ -182,9 +185,10 @@ def dragged(costs: Costs, drag: float, lone: float) -> Costs:
 
     def slow(cost: Cost) -> Cost:
         more = (drag - 1) * cost.seconds[1]
-        return Cost.model_validate(cost.model_dump() | {"seconds": {size: value + more for size, value in cost.seconds.items()}})
+        longer = {"seconds": {size: value + more for size, value in cost.seconds.items()}, "alone": cost.alone and cost.alone + more}
+        return Cost.model_validate(cost.model_dump() | longer)
 
     models = {name: slow(cost) for name, cost in costs.models.items()}
     (cost,) = models.values()
-    latency = lone - costs.client - costs.web - costs.engine - cost.table[1] - cost.encode
+    latency = lone - costs.client - costs.web - costs.engine - (cost.alone or cost.table[1]) - cost.encode
     return costs.model_copy(update={"models": models, "latency": max(0.0, latency)})

@@ -85,9 +85,10 @@ class World:
     def __init__(self, trace: Trace, costs: Costs, gpus: int, seed: int) -> None:
         self.trace, self.costs = trace, costs
         self.clock = Clock()
+        self.random = random.Random(seed)
         self.hosts = [Host(self.clock, costs) for _ in range(-(-gpus // costs.devices))]
         self.lanes = [
-            Lane(self.clock, self.hosts[number // costs.devices].cores, costs, trace.names, self.computed, self.lost)
+            Lane(self.clock, self.hosts[number // costs.devices].cores, costs, trace.names, self.computed, self.lost, self.random)
             for number in range(gpus)
         ]
         for number, host in enumerate(self.hosts):
@@ -95,7 +96,6 @@ class World:
                 web.lanes = self.lanes[number * costs.devices : (number + 1) * costs.devices] if costs.local else self.lanes
         self.client = Loop(self.hosts[0].cores)
         self.turn = deque(web for webs in zip(*(host.webs for host in self.hosts), strict=True) for web in webs)
-        self.random = random.Random(seed)
         self.latencies = np.full(len(trace), np.nan)
         self.fates = np.full(len(trace), ANSWERED, np.int8)
         self.ended = self.pictures = 0
