@@ -33,10 +33,8 @@ class Gathering:
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
         self.abort, self.set_protocol = transport.abort, transport.set_protocol
 
-    def write(self, data: bytes, at_once: bool = False) -> None:
+    def write(self, data: bytes) -> None:
         if not self.pieces:
-            if at_once:
-                return self.transport.write(data)
             self.loop.call_soon(self.flush)
         self.pieces.append(data)
 
@@ -147,7 +145,8 @@ class Protocol(HttpToolsProtocol):
             return False
         self.pieces += 1
         status, rest = refusal
-        self.gathering.write(STATUS_LINE[status] + self.default_headers() + rest, at_once=True)
+        # The answer to the request before has gone as a whole: nothing is gathered that would have to go first.
+        self.gathering.transport.write(STATUS_LINE[status] + self.default_headers() + rest)
         self.on_response_complete()
         return True
 
