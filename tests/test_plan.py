@@ -430,6 +430,7 @@ def test_a_bad_trace_is_told_in_a_line(name: str, tmp_path: Path, costs_file: Pa
         ("seconds", "costs.toml: "),
         ("[models.m]\nseconds = { 2 = 1.0 }", "a batch of 1"),
         ("[models.m]\nseconds = { 1 = 0 }", "models.m.seconds.1"),
+        ("[models.m]\nseconds = { 1 = 1.0 }\nteam = 2", "(alone)"),
         ("gpus = 3\n[models.m]\nseconds = { 1 = 1.0 }", "gpus"),
     ],
 )

@@ -42,6 +42,8 @@ class Cost(Strict):
     def check(self) -> Cost:
         if 1 not in self.seconds:
             raise ValueError("seconds of a batch of 1 are needed")
+        if self.team > 1 and not self.alone:
+            raise ValueError("the seconds that a team takes for a lone picture (alone) are needed")
         return self
 
     @functools.cached_property

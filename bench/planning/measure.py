@@ -185,7 +185,7 @@ def dragged(costs: Costs, drag: float, lone: float) -> Costs:
 
     def slow(cost: Cost) -> Cost:
         more = (drag - 1) * cost.seconds[1]
-        longer = {"seconds": {size: value + more for size, value in cost.seconds.items()}, "alone": cost.alone and cost.alone + more}
+        longer = {"seconds": {size: value + more for size, value in cost.seconds.items()}, "alone": drag * cost.alone}
         return Cost.model_validate(cost.model_dump() | longer)
 
     models = {name: slow(cost) for name, cost in costs.models.items()}
