@@ -207,10 +207,10 @@ class Run:
                 await asyncio.sleep(0.1)
 
     async def change(self) -> None:
-        """Engines of the new configuration take over from those of the old one."""
-        lines = [line for line in self.text.splitlines() if not line.startswith("max_batch")]
+        """Engines of the new configuration take over from those of the old one, and need no more memory for what they are told."""
+        lines = [line for line in self.text.splitlines() if not line.startswith("awake")]
         place = lines.index("[server.engine]") + 1
-        lines.insert(place, f"max_batch = {self.chance.choice([12, 13, 14, 15, 17, 18])}")
+        lines.insert(place, f"awake = 0.{self.chance.randrange(101, 200)}")
         self.text = "\n".join(lines) + "\n"
         self.config.write_text(self.text)
         await self.reload()
