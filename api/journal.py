@@ -8,16 +8,15 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.access import Answer
 from api.errors import TooLarge
 from api.schemas.openai import envelope, is_openai
 
 log = logging.getLogger(__name__)
-access = logging.getLogger("api.access")
-LINE = '%s "%s %s" %d %.1f ms %s'
 NO_STORE = (b"cache-control", b"no-store")
 PROPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -55,47 +54,12 @@ class Journal:
             log.exception("failure %s", mark, extra={"fields": {"request_id": mark}})
             if status:
                 raise
-            await answer(note, scope, 500, f"internal error {mark}")
+            await fail(note, scope, 500, f"internal error {mark}")
         finally:
-            self.write(scope, mark, status, time.perf_counter() - begun, lasting)
-
-    def write(self, scope: Scope, mark: str, status: int, seconds: float, lasting: bool) -> None:
-        """``lasting`` answers end when their client leaves: how long they took says nothing of the server."""
-        telemetry, client = scope["state"]["server"].telemetry, (scope.get("client") or [None])[0]
-        route = getattr(scope.get("route"), "path", "other")
-        tell(Answer(client, scope["method"], scope["path"], route, status, mark, seconds))
-        telemetry.count("requests", method=scope["method"], route=route, status=str(status))
-        if not lasting:
-            telemetry.observe("request_seconds", seconds, route=route)
-
-
-class Answer(NamedTuple):
-    """What the access log tells of one."""
-
-    client: str | None
-    method: str
-    path: str
-    route: str
-    status: int
-    mark: str
-    """The request's id."""
-    seconds: float = 0.0
-    """That it took."""
-    at: float | None = None
-    """When it was given, in seconds of Unix time, if not now."""
-
-
-def tell(answer: Answer) -> None:
-    """Writes it into the access log."""
-    client, method, path, route, status, mark, seconds, at = answer
-    if access.isEnabledFor(logging.INFO):  # what ``info`` does, less the search for who called it
-        client, took = client or "-", round(1000 * seconds, 1)
-        told = (client, method, path, status, took, mark)
-        fields = {"client": client, "method": method, "path": path, "route": route, "status": status, "ms": took, "request_id": mark}
-        line = access.makeRecord(access.name, logging.INFO, __file__, 0, LINE, told, None, extra={"fields": fields})
-        if at is not None:
-            line.created, line.msecs = at, int(1000 * (at % 1))
-        access.handle(line)
+            client, route = (scope.get("client") or [None])[0], getattr(scope.get("route"), "path", "other")
+            seconds = time.perf_counter() - begun
+            answer = Answer(client, scope["method"], scope["path"], route, status, mark, time.time(), seconds, lasting)
+            scope["state"]["server"].book.enter(answer)
 
 
 def describe(span: Any, scope: Scope, status: int, mark: str) -> None:
@@ -120,7 +84,7 @@ class BodyLimit:
         if declared == b"0" and b"transfer-encoding" not in headers:  # nothing will come
             return await self.app(scope, receive, send)
         if declared.isdigit() and int(declared) > self.limit:
-            return await answer(send, scope, TooLarge.status, self.message())
+            return await fail(send, scope, TooLarge.status, self.message())
         got, told = 0, False
 
         async def count() -> Message:
@@ -136,7 +100,7 @@ class BodyLimit:
                 await send(message)
             elif not told:
                 told = True
-                await answer(send, scope, TooLarge.status, self.message())
+                await fail(send, scope, TooLarge.status, self.message())
 
         await self.app(scope, count, replace)
 
@@ -151,7 +115,7 @@ def choose_id(given: bytes) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-async def answer(send: Callable[[Message], Any], scope: Scope, status: int, detail: str) -> None:
+async def fail(send: Callable[[Message], Any], scope: Scope, status: int, detail: str) -> None:
     content = json.dumps(envelope(status, detail) if is_openai(scope["path"]) else {"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), NO_STORE]
     await send({"type": "http.response.start", "status": status, "headers": headers})

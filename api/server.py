@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
+from api.access import Book
 from api.auth import Environment, Tokens
 from api.cache import Cache
 from api.conf import Config
@@ -97,6 +98,7 @@ class Server:
     ) -> None:
         self.config, self.limits, self.telemetry, self.tokens = config, limits, telemetry, tokens
         self.engines, self.tracing = engines, tracing  # by model
+        self.book = Book(telemetry)
         self.examples: dict[str, tuple[str, Picture]] = {}
         self.cache: Cache | None = None
         self.kept: Store | None = None
@@ -178,6 +180,7 @@ class Server:
             await self.kept.close()
         await asyncio.gather(*(engine.close() for engine in set(self.engines.values())))
         await self.limits.close()
+        self.book.write()
         if self.cache is not None:
             await self.cache.close()
         await asyncio.to_thread(self.telemetry.close)

@@ -8,20 +8,19 @@ than ours bring, and the unusual, ``Shed`` refuses.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.access import Answer
 from api.errors import Busy
-from api.journal import NO_STORE, Answer, choose_id, tell
+from api.journal import NO_STORE, choose_id
 from api.routes.parts import get_caller
 from api.schemas.openai import envelope, is_openai
 from api.server import Server
@@ -29,7 +28,6 @@ from api.server import Server
 Headers = Sequence[tuple[bytes, bytes]]
 Refusal = tuple[int, bytes]
 Computing = Mapping[tuple[str, str], APIRoute]
-MOMENT = 0.05  # seconds
 UNUSUAL = {
     *(b"content-length", b"transfer-encoding", b"upgrade", b"expect"),  # more than a head
     *(b"origin", b"if-none-match", b"x-request-id"),  # others have something to say
@@ -62,6 +60,7 @@ class Shed:
         server, route = scope["state"]["server"], self.computing.get((scope["method"], scope["path"]))
         if route is None or server.limits.crowd is None or may_be_there(server, scope["method"], scope["path"], scope["headers"]):
             return await self.app(scope, receive, send)
+        server.limits.arrive()
         if (full := server.limits.full()) is not None:
             scope["route"] = route
             server.telemetry.count("refusals", error=Busy.code)
@@ -86,24 +85,22 @@ class Shed:
 
 
 class Door:
-    """What ``Shed`` and the layers before it would answer and note, without going through them.
-
-    What there is to note waits for a moment: to log and to count many refusals in one go takes a fraction of the time.
-    """
+    """What ``Shed`` and the layers before it would answer and note, without going through them."""
 
     def __init__(self, server: Server, computing: Computing) -> None:
         self.server = server
-        self.routes = {} if server.tracing.on else {(method.encode(), path.encode()): route for (method, path), route in computing.items()}
+        self.routes = {(method.encode(), path.encode()): (method, path, route.path) for (method, path), route in computing.items()}
+        if server.tracing.on:
+            self.routes = {}
         if server.cache is not None:
-            self.routes = {key: route for key, route in self.routes.items() if not may_be_cached(*key)}
-        self.refused: list[tuple[bytes, bytes, str | None, str, float]] = []
+            self.routes = {key: names for key, names in self.routes.items() if not may_be_cached(*key)}
 
     def turn_away(self, method: bytes, target: bytes, headers: Headers, client: str | None) -> Refusal | None:
         """Status, and what follows the status line, for a request that is to be sent away and has no body and nothing unusual."""
-        if (full := self.server.limits.full()) is None:
+        if self.server.limits.crowd is None:
             return None
         path = target.partition(b"?")[0]
-        if (method, path) not in self.routes:
+        if (names := self.routes.get((method, path))) is None:
             return None
         given = b""
         for name, value in headers:
@@ -112,25 +109,13 @@ class Door:
                     given = value
                 elif name != b"content-length" or value != b"0":
                     return None
+        if (full := self.server.limits.let_in()) is None:
+            return None
         mark = choose_id(given)
-        if not self.refused:
-            asyncio.get_running_loop().call_later(MOMENT, self.note)
-        self.refused.append((method, path, client, mark, time.time()))
+        self.server.book.enter(Answer(client, *names, Busy.status, mark, time.time()))
+        self.server.telemetry.count("refusals", error=Busy.code)
         head, body = write(path, math.ceil(full.retry_after))
         return Busy.status, b"%b%b\r\n\r\n%b" % (head, mark.encode(), body)
-
-    def note(self) -> None:
-        """Logs and counts what was refused since the last time."""
-        refused, self.refused = self.refused, []
-        found = Counter[tuple[str, str]]()
-        for method, path, client, mark, at in refused:
-            verb, route = method.decode(), self.routes[method, path].path
-            tell(Answer(client, verb, path.decode(), route, Busy.status, mark, at=at))
-            found[verb, route] += 1
-        for (verb, route), times in found.items():
-            self.server.telemetry.count("refusals", times, error=Busy.code)
-            self.server.telemetry.count("requests", times, method=verb, route=route, status=str(Busy.status))
-            self.server.telemetry.observe("request_seconds", 0.0, times, route=route)
 
 
 def may_be_there(server: Server, method: str, path: str, headers: Headers) -> bool:

@@ -19,7 +19,7 @@ LAYERS = [
     "cluster",
     ("models", "limits", "store", "telemetry", "auth", "logs", "tracing", "waiting"),
     ("engine", "presence"),
-    ("cache", "history"),
+    ("access", "cache", "history"),
     "server",
     ("schemas", "tasks", "routes"),
     ("journal", "shedding", "app"),

@@ -13,10 +13,12 @@ import httpx
 import pytest
 import uvicorn
 
+from api.access import Answer
 from api.app import ROUTERS, create_app
 from api.conf import ConcurrencyConf, LimitConf, load_config
 from api.errors import Busy
 from api.limits import Limits
+from api.server import Server
 from api.shedding import find_computing
 from guni.protocol import Protocol
 from tests import redises
@@ -112,6 +114,32 @@ def test_now_and_then_one_may_ask_anyway(tmp_path: Path) -> None:
             assert limits.full() is None, "to look whether it may ask is not to ask"
             assert asks(limits)
             assert not asks(limits)
+            for event, _ in held:
+                event.set()
+        await limits.close()
+
+    asyncio.run(run())
+
+
+def test_as_many_are_let_in_at_once_as_may_ask(tmp_path: Path) -> None:
+    """Many heads are read in one turn of the event loop; none of those who sent them has asked by then."""
+
+    async def run() -> None:
+        limits = await Limits.open(conf(4), tmp_path)
+        async with asyncio.TaskGroup() as group:
+            held = await fill(limits, 5, group)
+            await refuse(limits)
+            for event, task in held[:2]:
+                event.set()
+                await task
+            assert [limits.let_in() is None for _ in range(4)] == [True, True, False, False]
+            for _ in range(2):
+                limits.arrive()
+                assert asks(limits)
+            assert limits.let_in() is not None
+            assert limits.crowd is not None
+            limits.crowd.probe = 0.0
+            assert [limits.let_in() is None for _ in range(2)] == [True, True], "whoever was let in for a look is long overdue"
             for event, _ in held:
                 event.set()
         await limits.close()
@@ -224,6 +252,11 @@ def test_what_a_host_has_made_is_answered_however_many_wait(tmp_path: Path) -> N
     asyncio.run(run())
 
 
+def at_door(server: Server) -> Sequence[Answer]:
+    """What was refused there, and has not been told yet: what comes further takes time."""
+    return [answer for answer in server.book.answers if answer.status == Busy.status and not answer.seconds]
+
+
 WAYS = ["POST /plain/generate?seed=1", "GET /plain/image?seed=1", "POST /v1/images/generations"]
 
 
@@ -231,24 +264,24 @@ def test_the_door_says_what_the_layers_behind_it_would(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is asked only by our own protocol, and passes on what has something unusual about it; that is refused by all layers in turn."""
-    monkeypatch.setattr("api.shedding.MOMENT", 600.0)
+    monkeypatch.setattr("api.access.MOMENT", 600.0)
 
     async def run() -> None:
         async with asyncio.timeout(120), listening(small(tmp_path)) as (port, state):
-            server, door = state["server"], state["turn_away"].__self__
+            server = state["server"]
             async with asyncio.TaskGroup() as group:
                 held = await fill(server.limits, 5, group)
                 await refuse(server.limits)
                 for way in WAYS:
                     quick = await talk(port, way, "X-Request-ID: quick")
-                    assert [entry[3] for entry in door.refused] == ["quick"]
-                    door.note()
+                    assert [answer.mark for answer in at_door(server)] == ["quick"]
+                    server.book.write()
                     slow = await talk(port, way, "X-Request-ID: slow", "Origin: http://elsewhere")
-                    assert not door.refused
+                    assert not at_door(server)
                     assert quick.startswith(b"HTTP/1.1 503 ")
                     assert tidy(quick.replace(b"quick", b"slow")) == tidy(slow)
                 made = await talk(port, WAYS[0])
-                assert door.refused[0][3].encode() in made
+                assert at_door(server)[0].mark.encode() in made
                 for more in (
                     "Content-Length: 1",
                     "Transfer-Encoding: chunked",
@@ -257,14 +290,13 @@ def test_the_door_says_what_the_layers_behind_it_would(
                     "Connection: close",
                 ):
                     await talk(port, WAYS[0], more)
-                assert len(door.refused) == 1
+                assert len(at_door(server)) == 1
                 assert (await talk(port, "GET /readyz")).startswith(b"HTTP/1.1 200 ")
                 server.limits.crowd.free = 1
                 await talk(port, WAYS[0])
-                assert (len(door.refused), server.limits.crowd.free) == (1, 0), "it is let in, to ask"
+                assert (len(at_door(server)), server.limits.crowd.free) == (1, 0), "it is let in, to ask"
                 for event, _ in held:
                     event.set()
-            door.note()
             numbers = (await talk(port, "GET /metrics")).decode()
             assert 'stylegan_requests_total{method="GET",route="/{model_id}/image",status="503"} 2.0' in numbers
             assert 'stylegan_request_seconds_count{route="/{model_id}/image"} 2.0' in numbers
@@ -278,14 +310,14 @@ def test_the_door_says_what_the_layers_behind_it_would(
 
 
 def test_the_last_refusals_are_counted_though_the_server_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.shedding.MOMENT", 600.0)
+    monkeypatch.setattr("api.access.MOMENT", 600.0)
 
     async def run() -> None:
         async with asyncio.timeout(120), listening(small(tmp_path)) as (port, state), asyncio.TaskGroup() as group:
             held = await fill(state["server"].limits, 5, group)
             await refuse(state["server"].limits)
             await talk(port, WAYS[0])
-            assert state["turn_away"].__self__.refused
+            assert at_door(state["server"])
             for event, _ in held:
                 event.set()
         assert 'stylegan_refusals_total{error="server_busy"} 1.0' in state["server"].telemetry.expose().decode()
@@ -296,7 +328,7 @@ def test_the_last_refusals_are_counted_though_the_server_leaves(tmp_path: Path, 
 @pytest.mark.parametrize("more", [{"cache": 60.0}, None])
 def test_the_door_knows_what_it_must_not_refuse(tmp_path: Path, more: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that the hosts' cache may have; and a request whose trace has to be told."""
-    monkeypatch.setattr("api.shedding.MOMENT", 600.0)
+    monkeypatch.setattr("api.access.MOMENT", 600.0)
     cluster = {"cluster": {"redis": redises.shared().new_url(), **more}} if more else {"trace": {"url": "http://127.0.0.1:9"}}
 
     async def run() -> None:
@@ -305,8 +337,8 @@ def test_the_door_knows_what_it_must_not_refuse(tmp_path: Path, more: dict[str, 
             await refuse(state["server"].limits)
             for way in WAYS[:2]:
                 assert (await talk(port, way)).startswith(b"HTTP/1.1 503 ")
-            known = [entry[0] for entry in state["turn_away"].__self__.refused]
-            assert known == ([b"POST"] if more else [])
+            known = [answer.method for answer in at_door(state["server"])]
+            assert known == (["POST"] if more else [])
             for event, _ in held:
                 event.set()
 
@@ -360,7 +392,7 @@ def test_refusals_are_noted_within_a_moment(tmp_path: Path) -> None:
             await refuse(state["server"].limits)
             for count in ("1.0", "2.0"):
                 await talk(port, WAYS[0])
-                while state["turn_away"].__self__.refused:
+                while state["server"].book.answers:
                     await asyncio.sleep(0.01)
                 numbers = (await talk(port, "GET /metrics")).decode()
                 assert f'stylegan_requests_total{{method="POST",route="/{{model_id}}/generate",status="503"}} {count}' in numbers

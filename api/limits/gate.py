@@ -20,7 +20,7 @@ from api.limits.local import LocalStore
 
 LIVENESS = 0.5  # seconds: the places of the dead are free within one, however rarely the TOML wants us to look
 SMOOTHING = 0.1
-PROBE = 0.05  # seconds after which it is asked again whether a full queue is still full
+PROBE = 0.1  # seconds after which it is asked again whether a full queue is still full
 
 
 class Waiter:
@@ -44,6 +44,8 @@ class Full:
     probe: float
     free: int = 0
     retry_after: float = 1.0
+    ahead: int = 0
+    """Have been let in, and are on their way to ask."""
 
 
 class Limits:
@@ -130,6 +132,25 @@ class Limits:
         """Whether it is in vain to ask for a place."""
         crowd = self.crowd
         return crowd if crowd is not None and crowd.free <= 0 and time.monotonic() < crowd.probe else None
+
+    def let_in(self) -> Full | None:
+        """The same at the door, where many come in one turn of the event loop before any of them has asked.
+
+        Whoever is let in is ahead of those who come next, until ``arrive``.
+        """
+        crowd = self.crowd
+        if crowd is not None:
+            # Should one of them never arrive, the next look is late, not lost.
+            look = crowd.probe + (PROBE if crowd.ahead else 0.0)
+            if crowd.free <= crowd.ahead and time.monotonic() < look:
+                return crowd
+            crowd.ahead += 1
+        return None
+
+    def arrive(self) -> None:
+        """One of those who were let in now asks ``full``."""
+        if self.crowd is not None and self.crowd.ahead:
+            self.crowd.ahead -= 1
 
     def take_chance(self) -> None:
         """Notes that somebody asks for a place though the queue was full lately; ``make_room`` if nobody does after all."""

@@ -37,5 +37,6 @@ async def readyz(server: TheServer) -> Response:
 async def metrics(server: TheServer) -> Response:
     """Prometheus' text format, over all processes of this host."""
     ready = {model_id: state == "ready" for model_id, state in server.states().items()}
+    server.book.write()
     text = await asyncio.to_thread(server.telemetry.expose, ready)
     return Response(text, media_type="text/plain; version=0.0.4")
