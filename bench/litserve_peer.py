@@ -14,10 +14,10 @@ from PIL import Image
 
 from api.conf import load_config
 from api.engine.codec import Encoding, encode
+from api.models.base import go_on
 from api.models.device import prepare_device
 from api.models.jobs import Generate, Output
 from api.models.registry import load_model
-from bench.raw import stay
 
 
 class Peer(litserve.LitAPI):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class Peer(litserve.LitAPI):  # type: ignore[misc]
         return inputs
 
     def predict(self, jobs: list[Generate]) -> Any:
-        return self.model.run(jobs, stay)
+        return self.model.run(jobs, go_on)
 
     def unbatch(self, output: Any) -> Any:
         return output

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from api.conf import load_config
-from api.models.base import Model
+from api.models.base import Model, go_on
 from api.models.jobs import Generate, Job, Output, Pixels, Project
 from api.models.registry import load_model
 
@@ -63,7 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make(model: Model, job: Job) -> Output:
-    (output,) = model.run([model.prepare(job)], lambda index, total, previews=None: None)
+    (output,) = model.run([model.prepare(job)], go_on)
     return output
 
 

@@ -19,15 +19,12 @@ from api.conf import load_config
 from api.engine.codec import Encoding, encode
 from api.engine.host import settle, tune
 from api.engine.teams import choose_team
+from api.models.base import go_on
 from api.models.device import prepare_device, use_cores
 from api.models.jobs import Generate, Output
 from api.models.registry import load_model
 
 BETWEEN = 0.002  # seconds
-
-
-def stay(index: int, total: int, previews: object = None) -> None:
-    """The step of a model that has no steps."""
 
 
 def main(path: str, model_id: str, seconds: float, turns: bool = False) -> None:
@@ -38,7 +35,7 @@ def main(path: str, model_id: str, seconds: float, turns: bool = False) -> None:
     seeds = itertools.count()
 
     def run(count: int) -> Sequence[Output]:
-        return model.run([model.prepare(Generate(model=model_id, seed=next(seeds))) for _ in range(count)], stay)
+        return model.run([model.prepare(Generate(model=model_id, seed=next(seeds))) for _ in range(count)], go_on)
 
     best = max(1, (config.models[model_id].max_batch or config.server.engine.max_batch) // cores)
     team = choose_team(model, cores, use_cores)

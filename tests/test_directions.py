@@ -19,7 +19,7 @@ from api.conf import load_config
 from api.errors import BadInput, ConfigError
 from api.models import registry
 from api.models.arrays import parse_npy, read_arrays
-from api.models.base import Checkpoint, Model
+from api.models.base import Checkpoint, Model, go_on
 from api.models.directions import Direction, factorise, factors, fit, move, named, style_weights
 from api.models.formats.safetensors import write
 from api.models.jobs import Edit, Floats, Generate, Job
@@ -101,7 +101,7 @@ def test_an_amount_of_one_is_a_standard_deviation_of_w(family: str, tmp_path: Pa
 
 
 def styles_of(model: Model, *jobs: Job) -> Floats:
-    outputs = model.run([model.prepare(job) for job in jobs], lambda index, total, previews=None: None)
+    outputs = model.run([model.prepare(job) for job in jobs], go_on)
     return np.stack([output.styles for output in outputs if output.styles is not None])
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from api.conf import ModelConf
 from api.errors import BadInput, Cancelled, NoSuchLabel
-from api.models.base import Checkpoint, Model, Place, Previews
+from api.models.base import Checkpoint, Model, Place, Previews, go_on
 from api.models.descent import as_target, correlation, distance, pyramid
 from api.models.families import precure, stylegan2, stylegan3
 from api.models.formats.safetensors import write
@@ -45,7 +45,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def run(model: Model, job: Job) -> Output:
-    (output,) = model.run([model.prepare(job)], lambda index, total, previews=None: None)
+    (output,) = model.run([model.prepare(job)], go_on)
     return output
 
 
@@ -133,10 +133,10 @@ def test_other_jobs_have_their_turn_between_steps(model: Model) -> None:
     """What a step computes meanwhile, on the same network, changes nothing."""
     job = model.prepare(Project(model="m", seed=5, image=target(model), steps=10, starts=2))
     other = model.prepare(Generate(model="m", seed=1))
-    alone = model.run([job], lambda index, total, previews=None: None)[0]
+    alone = model.run([job], go_on)[0]
 
     def give_way(index: int, total: int, previews: Previews | None = None) -> None:
-        model.run([other], lambda index, total, previews=None: None)
+        model.run([other], go_on)
 
     company = model.run([job], give_way)[0]
     assert np.array_equal(alone.image, company.image)

@@ -15,7 +15,7 @@ import torch
 from api.conf import ModelConf
 from api.errors import BadArray, BadInput, ConfigError, NoSuchLabel
 from api.models import formats
-from api.models.base import Checkpoint, Description, Model, Place
+from api.models.base import Checkpoint, Description, Model, Place, go_on
 from api.models.families import stylegan2
 from api.models.jobs import Generate, Job, Noise, Synthesize
 from api.models.nets.stylegan2 import Generator, double
@@ -49,7 +49,7 @@ def loaded(checkpoint: Checkpoint, **kwargs: Any) -> Model:
 
 
 def render(model: Model, *jobs: Job) -> list[Any]:
-    return list(model.run([model.prepare(job) for job in jobs], lambda index, total, previews=None: None))
+    return list(model.run([model.prepare(job) for job in jobs], go_on))
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -15,7 +15,7 @@ import torch
 from api.conf import ModelConf
 from api.errors import BadInput, ConfigError
 from api.models import formats
-from api.models.base import Checkpoint, Model, Place
+from api.models.base import Checkpoint, Model, Place, go_on
 from api.models.families import stylegan3
 from api.models.formats import layouts, safetensors
 from api.models.jobs import Generate, Job, Synthesize
@@ -55,7 +55,7 @@ def small(**kwargs: Any) -> Checkpoint:
 
 
 def render(model: Model, *jobs: Job) -> list[Any]:
-    return list(model.run([model.prepare(job) for job in jobs], lambda index, total, previews=None: None))
+    return list(model.run([model.prepare(job) for job in jobs], go_on))
 
 
 def gap(found: torch.Tensor, expected: Any) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 from api.conf import load_config
 from api.engine.teams import EACH, choose_team
-from api.models.base import Info, Model, Step
+from api.models.base import Info, Model, Step, go_on
 from api.models.jobs import Generate, Job, Output
 from api.models.registry import load_model
 from tests.serving import ROOT
@@ -68,7 +68,7 @@ def test_teams_make_the_default_models_pictures_to_the_last_bit(name: str) -> No
             made: list[Output] = []
             for count in (1, 2):
                 use_cores(count)
-                made += model.run([model.prepare(Generate(model=name, seed=seed))], lambda index, total, previews=None: None)
+                made += model.run([model.prepare(Generate(model=name, seed=seed))], go_on)
             one, team = made
             assert np.array_equal(one.image, team.image)
             assert one.styles is not None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from api.models.base import Model
+from api.models.base import Model, go_on
 from api.models.jobs import Generate, Pixels
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def choose_team(model: Model, cores: int, use: Callable[[int], None], check: boo
 
     def make(seed: int, count: int) -> Pixels:
         use(count)
-        (output,) = model.run([model.prepare(Generate(model=model.info.id, seed=seed))], lambda index, total, previews=None: None)
+        (output,) = model.run([model.prepare(Generate(model=model.info.id, seed=seed))], go_on)
         return output.image
 
     end, seed = time.monotonic() + ENOUGH, 0

@@ -84,6 +84,10 @@ class Step(Protocol):
     def __call__(self, index: int, total: int, previews: Previews | None = None) -> None: ...
 
 
+def go_on(index: int, total: int, previews: Previews | None = None) -> None:
+    """The ``Step`` of jobs that nobody watches or waits to cancel."""
+
+
 class Model(Protocol):
     """What a family's ``load`` returns."""
 

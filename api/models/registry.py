@@ -13,7 +13,7 @@ from typing import cast
 from api.conf import Config, ModelConf, is_hub
 from api.errors import ConfigError
 from api.models import families, formats
-from api.models.base import Description, Model, Place
+from api.models.base import Description, Model, Place, go_on
 from api.models.jobs import Generate
 
 BLOCK = 1 << 20
@@ -116,7 +116,7 @@ def warm_up(model: Model, max_batch: int) -> None:
         return
     for count in {1, max_batch}:
         jobs = [model.prepare(Generate(model=model.info.id, seed=seed)) for seed in range(count)]
-        model.run(jobs, lambda index, total, previews=None: None)
+        model.run(jobs, go_on)
 
 
 def explain(model_id: str, conf: ModelConf, error: Exception) -> ConfigError:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from api.conf import DiffusionConf, ModelConf, is_hub
 from api.errors import BadInput, ConfigError
-from api.models.base import Checkpoint, Info, Model, Place, Step
+from api.models.base import Checkpoint, Info, Model, Place, Step, go_on
 from api.models.diffusion import prompts, schedulers
 from api.models.diffusion.pipelines import Pipeline, load_pipeline, network_of, pipelines_by_mode
 from api.models.diffusion.runs import Decoder, Parts, Run
@@ -54,7 +54,7 @@ def warm_up(model: Diffusion) -> None:
     image, mask = np.zeros((height, width, 3), np.uint8), np.full((height, width), 255, np.uint8)
     given: dict[str, Any] = {"txt2img": {}, "img2img": {"image": image}, "inpaint": {"image": image, "mask": mask}}
     job = Diffuse(model=model.info.id, seed=0, prompt="", steps=1, **given[next(iter(model.pipelines))])
-    model.run([model.prepare(replace(job, strength=None if job.image is None else 1.0))], lambda index, total, previews=None: None)
+    model.run([model.prepare(replace(job, strength=None if job.image is None else 1.0))], go_on)
 
 
 class Diffusion:
