@@ -293,6 +293,8 @@ def test_the_door_says_what_the_layers_behind_it_would(
                 assert len(at_door(server)) == 1
                 assert (await talk(port, "GET /readyz")).startswith(b"HTTP/1.1 200 ")
                 server.limits.crowd.free = 1
+                assert (await talk(port, "POST /plain/generate?psi=9")).startswith(b"HTTP/1.1 422 ")
+                assert (server.limits.crowd.free, server.limits.crowd.ahead) == (1, 0), "it has come, and leaves the chance to others"
                 await talk(port, WAYS[0])
                 assert (len(at_door(server)), server.limits.crowd.free) == (1, 0), "it is let in, to ask"
                 for event, _ in held:
@@ -320,7 +322,8 @@ def test_the_last_refusals_are_counted_though_the_server_leaves(tmp_path: Path, 
             assert at_door(state["server"])
             for event, _ in held:
                 event.set()
-        assert 'stylegan_refusals_total{error="server_busy"} 1.0' in state["server"].telemetry.expose().decode()
+        numbers = state["server"].telemetry.expose().decode()
+        assert 'stylegan_requests_total{method="POST",route="/{model_id}/generate",status="503"} 1.0' in numbers
 
     asyncio.run(run())
 
