@@ -22,7 +22,7 @@ PROPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Journal:
-    """ASGI middleware: gives a request its id, logs and counts it, and lets no traceback out."""
+    """ASGI middleware: gives a request its id, has it logged and counted, and lets no traceback out."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
