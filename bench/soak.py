@@ -242,9 +242,9 @@ class Run:
             await self.storm.pause(min(1.0, self.window / 10))
 
     def measure(self) -> tuple[int, int]:
-        """Bytes of engines and of the server's other processes; what they share counts once."""
+        """Bytes of engines and of the server's other processes."""
         root, engines = self.server.process.pid, set(self.server.engines())
-        return sum(map(proportional, engines)), sum(map(proportional, {root, *children(root)} - engines))
+        return sum(map(memory, engines)), sum(map(memory, {root, *children(root)} - engines))
 
     def level(self, mark: float) -> tuple[float, float]:
         """The memory before a mark: the median of some moments, since with requests at work it is never twice the same."""
@@ -307,13 +307,19 @@ def command(pid: int) -> bytes:
     return b""
 
 
-def proportional(pid: int) -> int:
-    """A process's memory, with its part of what it shares (PSS)."""
+def memory(pid: int) -> int:
+    """Bytes of a process: its part of what it shares since a fork, and all that is in memory of the files that it maps.
+
+    Its part of these (PSS) would depend on who else on the machine has mapped them: an engine's falls by 60 MB when another one starts.
+    """
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return 1024 * int(line.split()[1])
+        return counted(pid, "smaps_rollup", "Pss_Anon:", "Pss_Shmem:") + counted(pid, "status", "RssFile:")
     return 0
+
+
+def counted(pid: int, file: str, *names: str) -> int:
+    """The sum of some of the numbers, in kB, that the kernel tells of a process; answered in bytes."""
+    return sum(1024 * int(line.split()[1]) for line in Path(f"/proc/{pid}/{file}").read_text().splitlines() if line.startswith(names))
 
 
 def report(run: Run, log: str) -> None:

@@ -21,12 +21,12 @@ import pytest
 import uvloop
 
 from api.conf import Config, load_config
-from api.engine.client import Engine, Pending
+from api.engine.client import Engine, Link, Pending
 from api.engine.codec import Encoding
 from api.engine.launch import early, launch_early
 from api.engine.process import Guest
 from api.engine.socket import reach, socket_path
-from api.engine.wire import LENGTH, Connection, Done, Picture, Submit, pack, unpack
+from api.engine.wire import LENGTH, Cancel, Connection, Done, Picture, Submit, pack, unpack, unpack_all
 from api.errors import BadArray, Expired, NoSuchLabel, Poisonous
 from api.models.jobs import Generate, Synthesize
 from tests.checkpoints import tiny_precure
@@ -340,6 +340,40 @@ def test_what_is_written_while_something_waits_waits_too(loop: Callable[[], asyn
         while guest.socket is not None:
             await asyncio.sleep(0)
         guest.write(small)  # to nobody
+        assert theirs.recv(1) == b""
+        theirs.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(use(), 30))
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_a_worker_sends_in_one_turn_comes_in_one_piece(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def use() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+
+        def ids() -> list[int]:
+            return [message.id for message in unpack_all(theirs.recv(1 << 16))]
+
+        lost = list[Connection]()
+        _, link = await asyncio.get_running_loop().create_connection(lambda: Link(lambda *_: None, lost.append), sock=ours)
+        for number in range(3):
+            link.send(Cancel(number))
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        await asyncio.sleep(0.01)
+        assert ids() == [0, 1, 2]
+        link.send(Cancel(3))
+        await asyncio.sleep(0.01)
+        assert ids() == [3]
+        link.send(Cancel(4), Cancel(5))
+        link.close()
+        assert ids() == [4, 5]
+        while not lost:
+            await asyncio.sleep(0)
+        link.send(Cancel(6))  # to nobody
+        await asyncio.sleep(0.01)
         assert theirs.recv(1) == b""
         theirs.close()
 

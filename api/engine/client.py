@@ -34,6 +34,30 @@ def build(config: Config) -> dict[str, Transport]:
     return {model_id: engines[config.device(model_id)] for model_id in config.models}
 
 
+class Link(Connection):
+    """Sends together what is written in one turn of the event loop.
+
+    Requests come in bursts, as each answered batch lets others in. Alone, each would wake the engine in the middle of a network, and the
+    first would be computed without the others.
+    """
+
+    frames = b""
+
+    def write(self, frames: bytes) -> None:
+        if not self.frames:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self.frames += frames
+
+    def flush(self) -> None:
+        frames, self.frames = self.frames, b""
+        if frames:
+            super().write(frames)
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+
 @dataclass(eq=False, slots=True)
 class Pending:
     """A request on its way: ``submit`` as it is to be sent, ``answer`` for who waits."""
@@ -225,7 +249,7 @@ class Engine(Transport):
     async def dial(self) -> Connection | None:
         loop = asyncio.get_running_loop()
         try:
-            _, link = await loop.create_unix_connection(lambda: Connection(self.receive, self.lost), reach(self.path))
+            _, link = await loop.create_unix_connection(lambda: Link(self.receive, self.lost), reach(self.path))
         except OSError:
             return None
         return link
