@@ -358,24 +358,27 @@ def test_what_a_worker_sends_in_one_turn_comes_in_one_piece(loop: Callable[[], a
 
         lost = list[Connection]()
         _, link = await asyncio.get_running_loop().create_connection(lambda: Link(lambda *_: None, lost.append), sock=ours)
-        for number in range(3):
-            link.send(Cancel(number))
-        with pytest.raises(BlockingIOError):
-            theirs.recv(1)
-        await asyncio.sleep(0.01)
-        assert ids() == [0, 1, 2]
-        link.send(Cancel(3))
-        await asyncio.sleep(0.01)
-        assert ids() == [3]
-        link.send(Cancel(4), Cancel(5))
-        link.close()
-        assert ids() == [4, 5]
-        while not lost:
-            await asyncio.sleep(0)
-        link.send(Cancel(6))  # to nobody
-        await asyncio.sleep(0.01)
-        assert theirs.recv(1) == b""
-        theirs.close()
+        try:
+            for number in range(3):
+                link.send(Cancel(number))
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+            await asyncio.sleep(0.01)
+            assert ids() == [0, 1, 2]
+            link.send(Cancel(3))
+            await asyncio.sleep(0.01)
+            assert ids() == [3]
+            link.send(Cancel(4), Cancel(5))
+            link.close()
+            assert ids() == [4, 5]
+            while not lost:
+                await asyncio.sleep(0)
+            link.send(Cancel(6))  # to nobody
+            await asyncio.sleep(0.01)
+            assert theirs.recv(1) == b""
+        finally:
+            link.abort()  # uvloop's end waits for connections
+            theirs.close()
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(asyncio.wait_for(use(), 30))
