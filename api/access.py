@@ -14,8 +14,8 @@ LINE = '%s "%s %s" %d %.1f ms %s'
 MOMENT = 0.05  # seconds
 
 
-class Answer(NamedTuple):
-    """What there is to tell of one."""
+class Entry(NamedTuple):
+    """What there is to tell of an answer."""
 
     client: str | None
     method: str
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
     mark: str
     """The request's id."""
     at: float
-    """When it was given, in seconds of Unix time."""
+    """When the answer was given, in seconds of Unix time."""
     seconds: float = 0.0
     """That it took."""
     lasting: bool = False
@@ -37,29 +37,29 @@ class Book:
 
     def __init__(self, telemetry: Telemetry) -> None:
         self.telemetry = telemetry
-        self.answers: list[Answer] = []
+        self.entries: list[Entry] = []
 
-    def enter(self, answer: Answer) -> None:
-        if not self.answers:
+    def enter(self, entry: Entry) -> None:
+        if not self.entries:
             asyncio.get_running_loop().call_later(MOMENT, self.write)
-        self.answers.append(answer)
+        self.entries.append(entry)
 
     def write(self) -> None:
         """Tells of all that have been entered since the last time."""
-        answers, self.answers = self.answers, []
+        entries, self.entries = self.entries, []
         found = Counter[tuple[str, str, int]]()
-        for answer in answers:
-            tell(answer)
-            found[answer.method, answer.route, answer.status] += 1
-            if not answer.lasting:
-                self.telemetry.observe("request_seconds", answer.seconds, route=answer.route)
+        for entry in entries:
+            tell(entry)
+            found[entry.method, entry.route, entry.status] += 1
+            if not entry.lasting:
+                self.telemetry.observe("request_seconds", entry.seconds, route=entry.route)
         for (method, route, status), times in found.items():
             self.telemetry.count("requests", times, method=method, route=route, status=str(status))
 
 
-def tell(answer: Answer) -> None:
+def tell(entry: Entry) -> None:
     """Writes it into the access log."""
-    client, method, path, route, status, mark, at, seconds, _ = answer
+    client, method, path, route, status, mark, at, seconds, _ = entry
     if access.isEnabledFor(logging.INFO):  # what ``info`` does, less the search for who called it
         client, took = client or "-", round(1000 * seconds, 1)
         told = (client, method, path, status, took, mark)

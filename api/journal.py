@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.access import Answer
+from api.access import Entry
 from api.errors import TooLarge
 from api.schemas.openai import envelope, is_openai
 
@@ -58,8 +58,8 @@ class Journal:
         finally:
             client, route = (scope.get("client") or [None])[0], getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - begun
-            answer = Answer(client, scope["method"], scope["path"], route, status, mark, time.time(), seconds, lasting)
-            scope["state"]["server"].book.enter(answer)
+            entry = Entry(client, scope["method"], scope["path"], route, status, mark, time.time(), seconds, lasting)
+            scope["state"]["server"].book.enter(entry)
 
 
 def describe(span: Any, scope: Scope, status: int, mark: str) -> None:

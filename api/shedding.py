@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.access import Answer
+from api.access import Entry
 from api.errors import Busy
 from api.journal import NO_STORE, choose_id
 from api.routes.parts import get_caller
@@ -112,7 +112,7 @@ class Door:
         if (full := self.server.limits.let_in()) is None:
             return None
         mark = choose_id(given)
-        self.server.book.enter(Answer(client, *names, Busy.status, mark, time.time()))
+        self.server.book.enter(Entry(client, *names, Busy.status, mark, time.time()))
         self.server.telemetry.count("refusals", error=Busy.code)
         head, body = write(path, math.ceil(full.retry_after))
         return Busy.status, b"%b%b\r\n\r\n%b" % (head, mark.encode(), body)

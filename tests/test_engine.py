@@ -114,6 +114,25 @@ def test_workers_share_one_engine_and_get_the_same_bytes(lasting: Config) -> Non
     with_engines(lasting, 3, use)
 
 
+def test_a_cpus_cores_encode_small_pictures_themselves(config: Config) -> None:
+    """There is a thread for the encoders only once they have had something to do: what takes long, as every WebP does."""
+
+    async def use(engine: Engine) -> None:
+        def threads() -> int:
+            (pid,) = pids(config)
+            return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+        await generate(engine, 0)
+        before = threads()
+        await asyncio.gather(*(generate(engine, seed) for seed in range(40)))
+        assert threads() == before
+        jobs = [Generate(model="tiny", seed=seed) for seed in range(4)]
+        await asyncio.gather(*(engine.run(job, client="one", encoding=Encoding("webp")) for job in jobs))
+        assert threads() > before
+
+    with_engines(config, 1, use)
+
+
 def test_the_socket_is_its_users_alone(lasting: Config) -> None:
     async def use(engine: Engine) -> None:
         await generate(engine, 1)

@@ -472,6 +472,29 @@ def test_no_call_for_a_thread_is_lost(cores: Callable[..., Cores]) -> None:
         assert time.monotonic() - begun < 5
 
 
+def test_a_free_core_is_called_while_another_computes(cores: Callable[..., Cores]) -> None:
+    setup, busy, done = cores(), threading.Event(), threading.Event()
+
+    def hold(jobs: Sequence[Job]) -> None:
+        if jobs[0].seed == 1:
+            busy.set()
+            assert done.wait(10)
+
+    setup.model.before = hold
+    setup.start()
+    setup.submit(1)
+    try:
+        assert busy.wait(10)
+        for seed in range(2, 5):
+            time.sleep(0.05)  # until the other one sleeps
+            setup.submit(seed)
+            setup.ear.wait(seed - 1)
+        assert 1 not in setup.ear.results
+    finally:
+        done.set()
+    setup.ear.wait(4)
+
+
 def test_an_error_in_one_cores_batch_leaves_the_others_alone(cores: Callable[..., Cores]) -> None:
     setup = cores()
     for seed in range(20):

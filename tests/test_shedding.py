@@ -13,7 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
-from api.access import Answer
+from api.access import Entry
 from api.app import ROUTERS, create_app
 from api.conf import ConcurrencyConf, LimitConf, load_config
 from api.errors import Busy
@@ -252,9 +252,9 @@ def test_what_a_host_has_made_is_answered_however_many_wait(tmp_path: Path) -> N
     asyncio.run(run())
 
 
-def at_door(server: Server) -> Sequence[Answer]:
+def at_door(server: Server) -> Sequence[Entry]:
     """What was refused there, and has not been told yet: what comes further takes time."""
-    return [answer for answer in server.book.answers if answer.status == Busy.status and not answer.seconds]
+    return [entry for entry in server.book.entries if entry.status == Busy.status and not entry.seconds]
 
 
 WAYS = ["POST /plain/generate?seed=1", "GET /plain/image?seed=1", "POST /v1/images/generations"]
@@ -395,7 +395,7 @@ def test_refusals_are_noted_within_a_moment(tmp_path: Path) -> None:
             await refuse(state["server"].limits)
             for count in ("1.0", "2.0"):
                 await talk(port, WAYS[0])
-                while state["server"].book.answers:
+                while state["server"].book.entries:
                     await asyncio.sleep(0.01)
                 numbers = (await talk(port, "GET /metrics")).decode()
                 assert f'stylegan_requests_total{{method="POST",route="/{{model_id}}/generate",status="503"}} {count}' in numbers
