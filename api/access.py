@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from typing import NamedTuple
+from urllib.parse import quote
 
 from api.telemetry import Telemetry
 
@@ -62,7 +63,7 @@ def tell(entry: Entry) -> None:
     client, method, path, route, status, mark, at, seconds, _ = entry
     if access.isEnabledFor(logging.INFO):  # what ``info`` does, less the search for who called it
         client, took = client or "-", round(1000 * seconds, 1)
-        told = (client, method, path, status, took, mark)
+        told = (client, method, path if path.isprintable() else quote(path), status, took, mark)
         fields = {"client": client, "method": method, "path": path, "route": route, "status": status, "ms": took, "request_id": mark}
         line = access.makeRecord(access.name, logging.INFO, __file__, 0, LINE, told, None, extra={"fields": fields})
         line.created, line.msecs = at, int(1000 * (at % 1))

@@ -70,7 +70,10 @@ class NotFound(ServerError):
     kind: ClassVar[str] = ""
 
     def __init__(self, name: str | None = None) -> None:
-        super().__init__({"type": self.kind, "name": name, "msg": f"no such {self.kind}"} if name is not None else None)
+        detail = None
+        if name is not None:  # which may hold lone surrogates, as JSON's do
+            detail = {"type": self.kind, "name": name.encode(errors="replace").decode(), "msg": f"no such {self.kind}"}
+        super().__init__(detail)
 
 
 class NoSuchModel(NotFound):

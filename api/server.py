@@ -115,8 +115,8 @@ class Server:
         tokens.open()
         telemetry = Telemetry(config.server.tmp_dir, "web")
         tracing = open_tracing(config.trace, "web")
+        engines = build_transports(config)  # which may refuse the TOML: before anything is opened that would have to be closed
         limits = await Limits.open(config.server.limit, config.server.tmp_dir, config.cluster.redis)
-        engines = build_transports(config)
         telemetry.start()
         for engine in set(engines.values()):
             engine.open()

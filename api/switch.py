@@ -89,7 +89,8 @@ class Switch:
     def __init__(self, app: FastAPI, build: Callable[[], FastAPI], folder: Path) -> None:
         self.first, self.build, self.folder = app, build, folder
         self.turn = asyncio.Lock()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.replacing: set[asyncio.Task[None]] = set()  # by successors
+        self.ending: set[asyncio.Task[None]] = set()  # of predecessors
         self.current: Reign
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,20 +112,22 @@ class Switch:
             await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
             raise
         if threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: self.spawn(self.replace()))
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: self.spawn(self.replace(), self.replacing))
         presence.appear(self.folder, os.getpid())
         state["turn_away"] = self.turn_away
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        for task in self.replacing:  # who is to leave does not wait for a successor's models
+            task.cancel()
         async with self.turn:
             await self.current.end()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.gather(*self.replacing, *self.ending, return_exceptions=True)
         await send({"type": "lifespan.shutdown.complete"})
 
-    def spawn(self, work: Any) -> None:
+    def spawn(self, work: Any, tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def replace(self) -> None:
         """Puts a successor in charge, or says why not."""
@@ -139,7 +142,7 @@ class Switch:
                 refused = f"{type(error).__name__}: {error}"
             if refused is None:
                 predecessor, self.current = self.current, successor
-                self.spawn(predecessor.end())
+                self.spawn(predecessor.end(), self.ending)
                 log.info("the configuration was read again and is applied")
             else:
                 log.error("the configuration was read again and cannot be used; the one before stays: %s", refused)

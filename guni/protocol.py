@@ -39,8 +39,8 @@ class Gathering:
         self.pieces.append(data)
 
     def flush(self) -> None:
-        if self.pieces:
-            pieces, self.pieces = self.pieces, []
+        pieces, self.pieces = self.pieces, []
+        if pieces and not self.transport.is_closing():  # uvloop's raises what is written to one that is closed
             self.transport.writelines(pieces)
 
     def close(self) -> None:
@@ -166,6 +166,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.turn_away():
             return
+        self._unset_keepalive_if_required()  # of one turned away before it in the same piece
         super().on_headers_complete()
         self.scope["extensions"] = {"line": {"client": self.line}}
         if self.leaving and self.cycle is not None:

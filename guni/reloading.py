@@ -75,7 +75,8 @@ async def prepare(config: Config, pipe: int) -> None:
 
     arbiter, over = os.getppid(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-    engines = [Engine(config, device) for device in config.devices()]
+    # The models of a cluster are brought there by ``deploy``; here is nothing to load.
+    engines = [Engine(config, device) for device in config.devices()] if config.cluster.engine == "local" else []
     serving = {engine.name for engine in engines if engine.path.exists()}
     for engine in engines:
         engine.open()

@@ -47,7 +47,7 @@ async def test_what_is_deleted_is_met_nowhere_and_comes_back(store: Store) -> No
     box = await store.collections.create("ann", "box")
     session = await store.sessions.create("ann", "s")
     image = await record(store, tags=["a", "b"], prompt="red hair", session_id=session.id)
-    await store.collections.put(box.id, "ann", [image.id])
+    await store.collections.change(box.id, "ann", [image.id])
     relations = await store.images.relations(image)
     await store.trash.put(image.id, "ann")
     for query in (Query(), Query(tags=["a"]), Query(text="red"), Query(session_id=session.id), Query(collection_id=box.id)):
@@ -67,7 +67,7 @@ async def test_what_it_belonged_to_may_be_gone_meanwhile(store: Store) -> None:
     box = await store.collections.create("ann", "box")
     session = await store.sessions.create("ann", "s")
     image = await record(store, session_id=session.id)
-    await store.collections.put(box.id, "ann", [image.id])
+    await store.collections.change(box.id, "ann", [image.id])
     await store.trash.put(image.id, "ann")
     await store.collections.delete(box.id, "ann")
     await store.sessions.delete(session.id, "ann")

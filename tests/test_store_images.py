@@ -84,7 +84,7 @@ async def test_picture_with_all_it_can_have(store: Store) -> None:
     kept = await store.blobs.get(image.blob_id)
     assert kept.expires is None
     group = await store.collections.create("ann", "cats")
-    await store.collections.put(group.id, "ann", [image.id])
+    await store.collections.change(group.id, "ann", [image.id])
     relations = await store.images.relations(image)
     assert (relations.parents, relations.children) == ([first.id], [])
     assert (relations.tags, relations.collections) == (["best of", "cats"], [group.id])
@@ -154,7 +154,7 @@ async def test_cancels_and_deletes_do_not_deadlock(store: Store) -> None:
     work: list[Any] = []
     for n, image in enumerate(made):
         work += [
-            store.collections.put(group.id, "ann", [each.id for each in made[4:]]),
+            store.collections.change(group.id, "ann", [each.id for each in made[4:]]),
             store.tags.put(image.id, "ann", [f"t{n % 3}", "a"]),
         ]
         work += [store.images.delete(image.id, "ann")] if n < 4 else [record(store, tags=["a", "z"], prompt="here are words")]
@@ -189,16 +189,16 @@ async def test_collections(store: Store) -> None:
             await store.collections.create("ann", name)
     with pytest.raises(Conflict):
         await store.collections.rename(other.id, "ann", "best")
-    await store.collections.put(group.id, "ann", [image.id for image in made])
-    await store.collections.put(group.id, "ann", [made[0].id, made[0].id])
-    await store.collections.remove(group.id, "ann", [made[1].id])
+    await store.collections.change(group.id, "ann", [image.id for image in made])
+    await store.collections.change(group.id, "ann", [made[0].id, made[0].id])
+    await store.collections.change(group.id, "ann", remove=[made[1].id])
     assert (await store.collections.get(group.id, "ann")).images == 2
     assert await ids(store, collection_id=group.id) == [made[2].id, made[0].id]
     foreign = await record(store, "bob")
     with pytest.raises(NoSuchImage):
-        await store.collections.put(group.id, "ann", [foreign.id])
+        await store.collections.change(group.id, "ann", [foreign.id])
     with pytest.raises(NoSuchCollection):
-        await store.collections.put(group.id, "bob", [foreign.id])
+        await store.collections.change(group.id, "bob", [foreign.id])
     await store.collections.delete(group.id, "ann")
     assert await ids(store, collection_id=group.id) == []
     assert len(await ids(store)) == 3
@@ -257,7 +257,7 @@ async def test_every_filter_alone_and_together(store: Store) -> None:
         }
         image = await record(store, **facts)
         box = draw.choice(boxes).id
-        await store.collections.put(box, "ann", [image.id])
+        await store.collections.change(box, "ann", [image.id])
         made.append((image, facts | {"collection_id": box}))
     await record(store, "bob", model="m")
     for _ in range(30):

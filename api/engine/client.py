@@ -21,7 +21,7 @@ from api.engine.launch import launch
 from api.engine.socket import reach, socket_path
 from api.engine.transport import DEATHS, Transport, Watch
 from api.engine.wire import Bye, Cancel, Connection, Diary, Done, Failed, Hello, Picture, Progress, Return, Started, Submit, rebuild
-from api.errors import Expired, NotReady, Poisonous
+from api.errors import BadInput, Expired, NotReady, Poisonous
 from api.models.base import Info
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class Link(Connection):
     first would be computed without the others.
     """
 
+    # An engine reads, and what was cut off would be sent again as a whole, to be cut off again: a few uploaded pictures are that large.
+    MAX_UNSENT = 1 << 62
     frames = b""
 
     def write(self, frames: bytes) -> None:
@@ -107,8 +109,8 @@ class Engine(Transport):
         entry = Pending(submit, loop.create_future(), watch)
         self.pending[submit.id] = entry
         timer = loop.call_later(patience, expire, entry)
-        self.send(entry)
         try:
+            self.send(entry)
             return await entry.answer
         finally:
             timer.cancel()
@@ -120,7 +122,10 @@ class Engine(Transport):
         entry.started = False
         if self.link is not None and entry.submit.job.model not in self.loading:
             entry.link = self.link
-            self.link.send(entry.submit)
+            try:
+                self.link.send(entry.submit)
+            except BadInput as error:  # its own fault alone, also where it is sent with all others
+                entry.answer.set_exception(error)
 
     async def info(self, model_id: str) -> Info:
         """What the model is; waits while it is loaded for the first time. Raises ``NotReady`` if it cannot be."""
@@ -222,10 +227,16 @@ class Engine(Transport):
     async def connect(self) -> bool:
         """Makes a link; starts an engine if there is none. The engine's first word makes it the one in use."""
         link = await self.dial() or await self.launch()
-        while link is not None and link.transport is not None:
-            if self.link is link:
-                return True
-            await asyncio.sleep(LOOK)
+        if link is None:
+            return False
+        try:
+            while link.transport is not None:
+                if self.link is link:
+                    return True
+                await asyncio.sleep(LOOK)
+        except asyncio.CancelledError:  # closed before the engine has said a word
+            link.close()
+            raise
         return False
 
     async def launch(self) -> Connection | None:

@@ -142,6 +142,11 @@ class Host:
             self.tell(Bye())
             self.lane.close()
 
+    def announce(self) -> None:
+        """What has changed about the models; who was told ``Bye`` is to look for a successor, and not to come back."""
+        if not self.draining:
+            self.tell(self.hello())
+
     def tell(self, message: object) -> None:
         for peer in self.clients:
             peer.send(message)
@@ -158,7 +163,7 @@ class Host:
         for request in batch:
             assert isinstance(request, Request)
             request.begun = time.time_ns()
-            if not self.note(request) or request.progress:
+            if not self.note(request) or request.progress or self.lane.is_long(request.job):
                 told.setdefault(request.peer, []).append(request.id)
         if told:
             self.post({peer: pack(Started(ids)) for peer, ids in told.items()})
@@ -272,7 +277,7 @@ class Host:
                 self.failures[model_id] = explain(error).args[0] if isinstance(error, ServerError) else f"{type(error).__name__}: {error}"
                 log.error("%s cannot be loaded: %s", model_id, self.failures[model_id], exc_info=not isinstance(error, ServerError))
             self.loading = [name for name in self.loading if name != model_id]
-            self.loop.call_soon_threadsafe(lambda: self.tell(self.hello()))
+            self.loop.call_soon_threadsafe(self.announce)
 
     def load_model(self, model_id: str) -> Model:
         from api.models.registry import load_model

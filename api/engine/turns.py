@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,4 +61,12 @@ class Queue:
         if dead:
             gone = set(map(id, dead))
             self.waiting = [ticket for ticket in self.waiting if id(ticket) not in gone]
+            self.give_back(dead)
         return dead
+
+    def give_back(self, dead: Sequence[Ticket]) -> None:
+        """A client has the turns again that its tickets did not take, after those that still wait."""
+        for client, count in Counter(ticket.client for ticket in dead).items():
+            if client in self.last:
+                waiting = [ticket.turn[0] for ticket in self.waiting if ticket.client == client]
+                self.last[client] = max(0.0, self.last[client] - count, *waiting)

@@ -55,7 +55,7 @@ class Hello(Message, frozen=True):
 
 
 class Diary(Message, frozen=True):
-    """Sent first: the file in which the engine notes what it begins, and the client's number there. Who has it hears no ``Started``."""
+    """Sent first: the file in which the engine notes what it begins, and the client's number there. Who has it hears few ``Started``."""
 
     path: str
     client: int
@@ -72,7 +72,7 @@ class Return(Message, frozen=True):
 
 
 class Started(Message, frozen=True):
-    """Of requests whose progress is reported, and where there is no ``Diary``."""
+    """Of requests whose progress is reported, of long ones, which a ``Diary`` may forget, and where there is none."""
 
     ids: list[int]
 
@@ -132,8 +132,11 @@ def rebuild(failed: Failed) -> errors.ServerError:
 
 
 def pack(message: object) -> bytes:
-    """A whole frame, its length included."""
-    body = ENCODER.encode(message)
+    """A whole frame, its length included. Raises ``BadInput`` for an integer that no word of 64 bits holds."""
+    try:
+        body = ENCODER.encode(message)
+    except OverflowError:
+        raise errors.BadInput("found an integer of more than 64 bits") from None
     return LENGTH.pack(len(body)) + body
 
 

@@ -105,8 +105,7 @@ async def collection_images(store: TheStore, owner: TheOwner, collection_id: The
 )
 async def gather_images(store: TheStore, owner: TheOwner, collection_id: TheId, body: Moved) -> Gathering:
     """Puts pictures in and takes others out."""
-    await store.collections.put(collection_id, owner, body.add)
-    await store.collections.remove(collection_id, owner, body.remove)
+    await store.collections.change(collection_id, owner, body.add, body.remove)
     return Gathering.of(await store.collections.get(collection_id, owner))
 
 

@@ -71,10 +71,10 @@ async def describe(store: Store, image: Image) -> ImageDetails:
 async def change_image(store: TheStore, owner: TheOwner, image_id: TheId, body: ChangedImage) -> ImageDetails:
     """Stars a picture, notes something of it, tags it."""
     values = body.model_dump(exclude_unset=True, exclude={"tags"})
+    if "tags" in body.model_fields_set:  # first, since what is wrong with them is found there
+        await store.tags.replace(image_id, owner, body.tags)
     if values:
         await store.images.change(image_id, owner, values)
-    if "tags" in body.model_fields_set:
-        await store.tags.replace(image_id, owner, body.tags)
     return await describe(store, await store.images.get(image_id, owner))
 
 

@@ -89,8 +89,12 @@ async def import_image(request: Request, server: TheServer, store: TheStore, cal
     if len(data) > (most := server.config.blobs.max_size):
         raise TooLarge(f"found {len(data)} bytes; send at most {most}")
     await server.check_origin(caller.origin)
-    async with server.limits.admit(caller.address):
-        picture, recipe = await asyncio.to_thread(rebuild, data, server.config.blobs.max_pixels)
+    async with server.limits.admit(caller.address) as admission:
+        try:
+            picture, recipe = await asyncio.to_thread(rebuild, data, server.config.blobs.max_pixels)
+        except errors.BadInput:
+            await admission.refund()
+            raise
         ((image_id,), _) = await server.record(caller.origin, [await entry(server, picture, recipe)])
     return await describe(store, await store.images.get(image_id, caller.origin.owner))
 

@@ -60,7 +60,11 @@ async def create_task(
         for blob_id in params.blobs.values():
             await store.blobs.extend(blob_id, server.config.blobs.expire or None)
         told = params.model_dump(mode="json", exclude_none=True)
-        task = await store.tasks.create(owner, params.params_type, told, idempotency_key, params.blobs.values())
+        try:
+            task = await store.tasks.create(owner, params.params_type, told, idempotency_key, params.blobs.values())
+        except (errors.BadInput, errors.NotFound, errors.Conflict):
+            await admission.refund()
+            raise
     return JSONResponse(task.id, 201, {"Location": f"/task/{task.id}", **admission.headers()})
 
 
@@ -70,7 +74,8 @@ async def get_task(server: TheServer, owner: TheOwner, task_id: str) -> Response
     store = await server.store()
     task = await store.tasks.get(task_id, owner)
     event = await store.events.last(task.id)
-    assert event is not None  # the first one is stored with the task
+    if event is None:  # swept in this moment
+        raise errors.NoSuchTask(task_id)
     now: dict[str, Any] = {}
     if event.kind == "pending":
         place = await store.tasks.place(task)
@@ -98,8 +103,8 @@ async def task_events(
     server: TheServer,
     owner: TheOwner,
     task_id: str,
-    since: Annotated[int, Query(ge=0, le=2**31, description="The number of the last event that is known")] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, le=2**31, description="The same, as browsers send it when they reconnect")] = None,
+    since: Annotated[int, Query(ge=0, lt=2**31, description="The number of the last event that is known")] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31, description="The same, as browsers send it when they reconnect")] = None,
 ) -> Response:
     """Server-sent events: those that were and those to come, numbered from 1."""
     task = await (await server.store()).tasks.get(task_id, owner)

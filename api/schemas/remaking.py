@@ -31,7 +31,7 @@ def job_of(info: Info, recipe: Mapping[str, Any]) -> Job | None:
         if "Directions" in told and told.get("SD", 1.0) == 1.0:
             return EditRequestBody.model_validate(rename(told, EDIT, ("SD",))).job(info)
         return GenerateQuery.model_validate(rename(told, GAN)).jobs(info, None)[0]
-    except (KeyError, ValueError, ValidationError, ServerError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, ValidationError, ServerError):
         return None
 
 

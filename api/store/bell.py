@@ -174,7 +174,7 @@ class ListenBell(LocalBell):
             self.news.clear()
             topics, self.unsent = self.unsent, set()
             with hang_up_after(GREETING, driver):
-                for command in [f"NOTIFY store_{topic}" for topic in topics] or [";"]:
+                for command in [f"NOTIFY store_{topic}" for topic in topics] or ["SELECT 1"]:
                     await driver.execute(command)
         raise ConnectionError("the connection was closed")
 

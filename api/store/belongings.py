@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from api.errors import NoSuchBlob
-from api.store.blobs import ALIVE
+from api.store.blobs import ALIVE, NEEDED
 from api.store.database import Transaction
 from api.store.groups import link_images, name_rows, prune
-from api.store.tables import blobs, image_inputs, image_tags, image_words, images, tags, words
+from api.store.tables import Now, blobs, image_inputs, image_tags, image_words, images, tags, words
 from api.store.texts import check_tag, split_words
 
 if TYPE_CHECKING:
@@ -46,5 +46,6 @@ async def drop_blobs(connection: Transaction, ids: Sequence[str]) -> list[str]:
     """Deletes the rows of those blobs that no picture has any more; gives their ids."""
     columns = (images.c.blob_id, images.c.thumbnail_id, image_inputs.c.blob_id)
     unused = [~sa.exists().where(column == blobs.c.id) for column in columns]
-    gone = sa.delete(blobs).where(blobs.c.id.in_(ids), *unused).returning(blobs.c.id)
+    await connection.execute(sa.update(blobs).where(blobs.c.id.in_(ids), *unused, NEEDED).values(expires=Now()))
+    gone = sa.delete(blobs).where(blobs.c.id.in_(ids), *unused, ~NEEDED).returning(blobs.c.id)
     return list((await connection.execute(gone)).scalars())

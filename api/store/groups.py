@@ -72,6 +72,7 @@ class Groups:
         query = sa.update(self.table).where(*self.mine(group_id, owner)).values(name=check_title(name)).returning(self.table.c.number)
         try:
             async with self.database.write() as connection:
+                await self.database.order(connection)  # whoever has just found it is about to refer to it
                 if (await connection.execute(query)).one_or_none() is None:
                     raise self.missing(group_id[:64])
         except IntegrityError:
@@ -81,6 +82,7 @@ class Groups:
         """The pictures stay."""
         query = sa.delete(self.table).where(*self.mine(group_id, owner)).returning(self.table.c.number)
         async with self.database.write() as connection:
+            await self.database.order(connection)
             if (await connection.execute(query)).one_or_none() is None:
                 raise self.missing(group_id[:64])
 
@@ -117,25 +119,17 @@ class Collections(Groups):
     def count(self) -> sa.ScalarSelect[int]:
         return sa.select(sa.func.count()).where(image_collections.c.collection == collections.c.number).scalar_subquery()
 
-    async def put(self, collection_id: str, owner: str, image_ids: Sequence[str]) -> None:
-        """Adds pictures; those that are in it already stay. Raises ``NoSuchCollection``, ``NoSuchImage``."""
+    async def change(self, collection_id: str, owner: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Adds pictures, of which those that are in it already stay, and takes others out. Raises ``NoSuchCollection``, ``NoSuchImage``."""
         async with self.database.write() as connection:
             await self.database.order(connection)
-            number, numbers = await self.find(connection, collection_id, owner, image_ids)
-            await link_images(connection, image_collections, "collection", [number], numbers)
-
-    async def remove(self, collection_id: str, owner: str, image_ids: Sequence[str]) -> None:
-        """Takes pictures out. Raises ``NoSuchCollection``, ``NoSuchImage``."""
-        async with self.database.write() as connection:
-            number, numbers = await self.find(connection, collection_id, owner, image_ids)
-            rows = sa.and_(image_collections.c.collection == number, image_collections.c.image.in_(numbers))
+            number = await connection.scalar(sa.select(collections.c.number).where(*self.mine(collection_id, owner)))
+            if number is None:
+                raise NoSuchCollection(collection_id)
+            more, less = await find_images(connection, owner, add), await find_images(connection, owner, remove)
+            await link_images(connection, image_collections, "collection", [number], more)
+            rows = sa.and_(image_collections.c.collection == number, image_collections.c.image.in_(less))
             await connection.execute(sa.delete(image_collections).where(rows))
-
-    async def find(self, connection: Transaction, collection_id: str, owner: str, image_ids: Sequence[str]) -> tuple[int, list[int]]:
-        number = await connection.scalar(sa.select(collections.c.number).where(*self.mine(collection_id, owner)))
-        if number is None:
-            raise NoSuchCollection(collection_id)
-        return number, await find_images(connection, owner, image_ids)
 
 
 async def find_images(connection: Transaction, owner: str, image_ids: Sequence[str]) -> list[int]:

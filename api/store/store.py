@@ -109,6 +109,8 @@ class Store:
                     await self.blobs.clean()
             except Busy:
                 log.warning("nothing was swept: the database is unavailable")
+            except Exception:  # whatever it is: tasks are worked on beside this
+                log.exception("the sweep failed; it is tried again")
 
     async def read_events(self, after: int, limit: int) -> list[Event]:
         return await self.events.select(events.c.id > after, limit)

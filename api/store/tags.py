@@ -75,6 +75,7 @@ class Tags:
         update = sa.update(tags).where(tags.c.owner == owner, tags.c.name == check_tag(name)).values(name=form)
         try:
             async with self.database.write() as connection:
+                await self.database.order(connection)
                 if (await connection.execute(update.returning(tags.c.number))).one_or_none() is None:
                     raise NoSuchTag(name[:64])
         except IntegrityError:
@@ -84,6 +85,7 @@ class Tags:
         """Takes the tag from all pictures. Raises ``NoSuchTag``."""
         gone = sa.delete(tags).where(tags.c.owner == owner, tags.c.name == check_tag(name)).returning(tags.c.number)
         async with self.database.write() as connection:
+            await self.database.order(connection)
             if (await connection.execute(gone)).one_or_none() is None:
                 raise NoSuchTag(name[:64])
 

@@ -106,9 +106,12 @@ class Users:
 
 
 def check_name(name: str) -> str:
+    """Raises ``BadInput``, also for a name whose other spelling is longer than its column, and for one that routes know another way."""
     name = normalize(name)
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or len(fold(name)) > 256:
         raise BadInput(f"found the user name {name[:80]!r}; use 1 to 64 letters, digits or any of . @ + - _")
+    if fold(name) == "all":  # POST /token/all is for anybody
+        raise BadInput("the user name 'all' is taken by the server")
     return name
 
 
