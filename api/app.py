@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import Environment, Tokens
@@ -123,7 +124,9 @@ class Application(FastAPI):
         self.surround = surround
 
     def build_middleware_stack(self) -> ASGIApp:
-        return self.surround(super().build_middleware_stack())
+        stack = super().build_middleware_stack()
+        # Starlette's own barrier would answer failures before ``Journal`` hears of them, without the request's id.
+        return self.surround(stack.app if isinstance(stack, ServerErrorMiddleware) else stack)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self.middleware_stack is None:

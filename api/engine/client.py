@@ -43,17 +43,20 @@ class Link(Connection):
 
     # An engine reads, and what was cut off would be sent again as a whole, to be cut off again: a few uploaded pictures are that large.
     MAX_UNSENT = 1 << 62
-    frames = b""
+
+    def __init__(self, receive: Callable[[Connection, Any], None], lost: Callable[[Connection], None]) -> None:
+        super().__init__(receive, lost)
+        self.frames: list[bytes] = []
 
     def write(self, frames: bytes) -> None:
         if not self.frames:
             asyncio.get_running_loop().call_soon(self.flush)
-        self.frames += frames
+        self.frames.append(frames)
 
     def flush(self) -> None:
-        frames, self.frames = self.frames, b""
+        frames, self.frames = self.frames, []
         if frames:
-            super().write(frames)
+            super().write(b"".join(frames))
 
     def close(self) -> None:
         self.flush()

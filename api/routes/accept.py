@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 SHORT = 500  # characters of headers whose choice is remembered
@@ -39,9 +40,10 @@ def parse(part: str) -> tuple[str, float] | None:
         key, _, value = parameter.partition("=")
         if key.strip() == "q":
             try:
-                return name, min(max(float(value), 0.0), 1.0)
+                weight = float(value)
             except ValueError:
                 return None
+            return None if math.isnan(weight) else (name, min(max(weight, 0.0), 1.0))
     return name, 1.0
 
 

@@ -54,7 +54,7 @@ async def create_blob(request: Request, server: TheServer, owner: TheOwner) -> R
 async def read_upload(request: Request) -> bytes:
     """The body, or the first file of a form. Raises ``BadInput``."""
     try:
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return await request.body()
         async with request.form(max_files=1, max_fields=16) as form:
             for value in form.values():
@@ -64,6 +64,8 @@ async def read_upload(request: Request) -> bytes:
         raise BadInput(f"the form cannot be read: {error.detail}") from None
     except ClientDisconnect:
         raise BadInput("the body ended early") from None
+    except UnicodeError:  # of the form's own charset
+        raise BadInput("the form cannot be read: its charset does not decode it") from None
     except OSError as error:  # large files of forms lie on the disk meanwhile
         log.error("an upload cannot be kept: %s", error)
         raise Busy("there is no room for uploads") from error

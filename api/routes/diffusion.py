@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
@@ -15,7 +16,7 @@ from api import errors
 from api.engine.codec import MIME_TYPES, Encoding, decode_picture
 from api.errors import BadInput, NotAcceptable
 from api.models.base import Info
-from api.models.jobs import Pixels
+from api.models.jobs import Diffuse, Pixels
 from api.routes.accept import choose
 from api.routes.generation import LIMITS
 from api.routes.parts import JSON, PICTURE, TYPES, TheCaller, TheOwner, TheServer, find_model, own_format, recipe_headers, responses
@@ -65,9 +66,18 @@ async def make(
     with as_invalid():
         info = await find_model(server, params.model, "Diffuse")
         check_count(info, params.number_of_images)
-        jobs = [params.job(info, seed, *pictures) for seed in draw_seeds(params.seed, params.number_of_images)]
-        recipes = [diffuse_recipe(info, job) for job in jobs]
+        # Large pictures take a while: a mask is made grey, and recipes name pictures by their digests.
+        jobs, recipes = await asyncio.to_thread(prepare, info, params, *pictures)
         return info, await server.compute(caller, jobs, encoding or Encoding(own_format(info)), recipes), recipes
+
+
+def prepare(info: Info, params: Any, *pictures: Pixels) -> tuple[Sequence[Diffuse], Sequence[dict[str, Any]]]:
+    """Raises ``BadInput``."""
+    first, *others = draw_seeds(params.seed, params.number_of_images)
+    job = params.job(info, first, *pictures)
+    recipe = diffuse_recipe(info, job)
+    seeds = [first, *others]
+    return [msgspec.structs.replace(job, seed=seed) for seed in seeds], [recipe | {"Seed": seed} for seed in seeds]
 
 
 def check_prompts(server: Server, params: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -63,7 +63,7 @@ async def generate(
 
 
 class ImageQuery(GenerateQuery):
-    count: Literal[1] = Query(1, include_in_schema=False)
+    count: int = Query(1, ge=1, le=1, include_in_schema=False)
     format: Format | None = Query(None, description="Instead of negotiating by the Accept header")
 
 

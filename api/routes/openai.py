@@ -63,9 +63,13 @@ def tell_model(model_id: str) -> dict[str, Any]:
 
 @router.options("/images/generations", include_in_schema=False)
 @router.options("/images/edits", include_in_schema=False)
-@router.options("/models", include_in_schema=False)
 async def options() -> Response:
-    return Response(status_code=204, headers={"Allow": "GET, POST, OPTIONS"})
+    return Response(status_code=204, headers={"Allow": "POST, OPTIONS"})
+
+
+@router.options("/models", include_in_schema=False)
+async def model_options() -> Response:
+    return Response(status_code=204, headers={"Allow": "GET, OPTIONS"})
 
 
 @router.post("/images/generations", operation_id="openai_generations", response_model=dict[str, Any])
@@ -108,11 +112,12 @@ def validate(fields: Mapping[str, Any]) -> Edits:
 
 
 async def choose(server: Server, model_id: str | None) -> Info:
-    """The named model, or the first. Raises ``NoSuchModel``, ``BadInput``."""
-    for name in [model_id] if model_id is not None else server.serving():
-        info = await server.info(name)
-        if {"Generate", "Diffuse"} & set(info.kinds):
-            return info
+    """The named model, or the first, those first that follow words. Raises ``NoSuchModel``, ``BadInput``."""
+    infos = [await server.info(name) for name in ([model_id] if model_id is not None else server.serving())]
+    for kind in ("Diffuse", "Generate"):
+        for info in infos:
+            if kind in info.kinds:
+                return info
     raise BadInput("no model of this server can do this")
 
 
@@ -123,7 +128,7 @@ async def decode(server: Server, data: bytes) -> Pixels:
 async def read_form(request: Request) -> tuple[dict[str, Any], list[bytes], list[bytes]]:
     """Fields, pictures and masks of a form or of JSON. Raises ``RequestValidationError``."""
     try:
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             async with request.form(max_files=17, max_fields=64) as form:
                 return await split_form(form.multi_items())
         fields = json.loads(await request.body())
@@ -135,9 +140,9 @@ async def read_form(request: Request) -> tuple[dict[str, Any], list[bytes], list
     if not isinstance(fields, dict):
         raise invalid("the body is not a JSON object")
     pictures = [fields.pop(name, None) for name in ("image", "image[]", "images")]
-    masks = [fields.pop("mask", None)]
+    mask = fields.pop("mask", None)
     with as_invalid("image"):
-        return fields, list(read_json(pictures)), list(read_json(masks))
+        return fields, [*itertools.chain(*map(read_json, pictures))], read_json(mask)
 
 
 async def split_form(items: Sequence[tuple[str, Any]]) -> tuple[dict[str, Any], list[bytes], list[bytes]]:
@@ -158,7 +163,12 @@ def read_json(value: Any) -> list[bytes]:
         case None:
             return []
         case list():
-            return [data for entry in value[:17] for data in read_json(entry)]
+            return [data for entry in value[:17] if entry is not None for data in read_one(entry)]
+    return read_one(value)
+
+
+def read_one(value: Any) -> list[bytes]:
+    match value:
         case {"image_url": str(text)} | str(text):
             return [decode_base64(text)]
     raise BadInput("a picture is base64 or a data: URL")

@@ -118,7 +118,9 @@ class Edits(Common):
 
 def find_label(prompt: str, labels: Sequence[str]) -> str | None:
     """The longest label that stands in the prompt as words of its own."""
-    found = [label for label in labels if re.search(rf"(?<!\w){re.escape(label)}(?!\w)", prompt, re.IGNORECASE)]
+    folded = prompt.casefold()
+    likely = [label for label in labels if label.casefold() in folded]  # expressions are slow to make, and labels may be many
+    found = [label for label in likely if re.search(rf"(?<!\w){re.escape(label)}(?!\w)", prompt, re.IGNORECASE)]
     exact = [label for label in found if re.search(rf"(?<!\w){re.escape(label)}(?!\w)", prompt)]
     return max(exact or found, key=len, default=None)
 

@@ -28,7 +28,7 @@ def synthesize_recipe(info: Info, job: Synthesize) -> dict[str, Any]:
 
 def rendering_recipe(job: Generate | Synthesize) -> dict[str, Any]:
     """What differs from the plain way."""
-    shift = " ".join(f"{value:g}" for value in job.translate) if any(job.translate) else None
+    shift = " ".join(map(repr, job.translate)) if any(job.translate) else None
     told = {"Cutoff": job.cutoff, "Rotate": job.rotate or None, "Translate": shift, "Noise seed": job.noise_seed}
     return {key: value for key, value in told.items() if value is not None}
 

@@ -187,6 +187,8 @@ def bare_webp(data: bytes) -> Bare:
         raise Undecodable("broken WebP: it holds no picture")
     exif = data[parts[b"EXIF"].inner : parts[b"EXIF"].end] if b"EXIF" in parts else b""
     width, height = webp_size(data, stream)
+    if not width or not height:
+        raise Undecodable(f"broken WebP: {width}×{height} pixels")
     kept = [data[stream.start : stream.end]]
     if stream.name == b"VP8 " and b"ALPH" in parts:
         canvas = struct.pack("<II", 0x10, width - 1)[:7] + struct.pack("<I", height - 1)[:3]

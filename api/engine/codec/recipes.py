@@ -21,7 +21,7 @@ PLAIN = frozenset((str, int, float, bool))
 PROMPT, NEGATIVE = "Prompt", "Negative prompt"
 MARK = NEGATIVE + ": "
 KEY = re.compile(r"\w[\w /-]*", re.ASCII)
-QUOTED = r'"(?:[^"\\]|\\.)*"'
+QUOTED = r'"(?:[^"\\]|\\.)*+"'
 PAIR = re.compile(rf"\s*(\w[\w /-]*):[ \t]*({QUOTED}(?=\s*(?:,|$))|[^,]*)(?:,|$)", re.ASCII)
 INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,30})", re.ASCII)
 REAL = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?(?:e[+-]?\d{1,3})?", re.ASCII)

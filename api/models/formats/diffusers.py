@@ -94,10 +94,17 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             if length > MAX_HEADER:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
-            shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
+            shapes = {name: sides(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: no safetensors header: {error}") from None
     return shapes
+
+
+def sides(shape: Any) -> tuple[int, ...]:
+    """Raises ``ValueError``."""
+    if not isinstance(shape, list) or len(shape) > 8 or not all(type(side) is int and 0 <= side < 1 << 40 for side in shape):
+        raise ValueError("an array whose shape is not at most eight sizes")
+    return tuple(shape)
 
 
 def description(arguments: Mapping[str, Any], tensors: int, parameters: int, *notes: str) -> Description:

@@ -5,6 +5,7 @@ Every format that ends in these networks checks against it, so that a file with 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +58,8 @@ def stylegan2_arguments(
     shapes: Shapes, *, architecture: str | None = None, conv_clamp: float | None = None, half_levels: int = 0
 ) -> dict[str, Any]:
     """The arguments behind tensors named as in our network. Raises ``ConfigError`` if they fit none."""
-    blocks = sorted(int(name.split(".")[1][1:]) for name in shapes if name.startswith("synthesis.b") and name.endswith(".conv1.weight"))
+    found = (re.fullmatch(r"synthesis\.b(\d{1,5})\.conv1\.weight", name, re.ASCII) for name in shapes)
+    blocks = sorted(int(match[1]) for match in found if match)
     if not blocks or blocks != [4 << level for level in range(len(blocks))] or blocks[-1] > MAX_SIDE:
         raise ConfigError(f"checkpoint refused: the resolutions {blocks} are not 4, 8, 16, … up to {MAX_SIDE}")
     if architecture is None:

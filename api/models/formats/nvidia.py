@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,9 @@ def _tensors(module: Module, prefix: str, left: list[int], depth: int = 0) -> It
         refuse(f"a network of more than {MAX_MODULES} modules or 16 levels")
     own = (module.get(place, dict, {}) for place in ("_parameters", "_buffers"))
     for name, value in chain.from_iterable(values.items() for values in own):
+        left[0] -= 1
+        if left[0] < 0 or len(prefix) > 1000:
+            refuse(f"a network of more than {MAX_MODULES} modules and tensors, or with names longer than 1000 characters")
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
     for name, child in module.children().items():
@@ -177,9 +181,14 @@ def _stylegan3(synthesis: Module, shapes: layouts.Shapes) -> dict[str, Any]:
         first_cutoff=told("first_cutoff", 2),
         first_stopband=told("first_stopband", 2**2.1),
         last_stopband=told("last_stopband_rel", 2**0.3),
-        taps=int(told("filter_size", 6)),
-        oversampling=int(told("lrelu_upsampling", 2)),
+        taps=whole(told("filter_size", 6)),
+        oversampling=whole(told("lrelu_upsampling", 2)),
     )
+
+
+def whole(value: float) -> int:
+    """Raises ``ConfigError`` for infinity and NaN."""
+    return int(value) if isfinite(value) else refuse(f"{value} where a number is expected")
 
 
 def rename(name: str) -> str:

@@ -35,8 +35,8 @@ class Budget:
         """The budget for a file of ``size`` bytes."""
         return cls(operations=OPERATIONS, copies=GROWTH * size + (1 << 20))
 
-    def operate(self) -> None:
-        self.operations -= 1
+    def operate(self, count: int = 1) -> None:
+        self.operations -= count
         if self.operations < 0:
             refuse(f"more than {OPERATIONS} pickle operations")
 
@@ -216,6 +216,8 @@ class Machine:
         call = name.new if new else name.call
         if call is None:
             refuse(f"it calls {name.path!r}, which is only permitted as a name")
+        # What is called may walk through its arguments, which the memo gives again and again for one operation.
+        self.budget.operate(len(args) + sum(len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set))))
         self.push(call(*args))
 
     def build(self) -> None:

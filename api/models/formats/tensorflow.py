@@ -97,7 +97,12 @@ def read(path: Path) -> Checkpoint:
     settings, tensors = _network_of(path)
     description = _description(settings, tensors)
     check_growth(description, path.stat().st_size)
-    return Checkpoint(description=description, tensors={name: np.array(array, np.float32, order="C") for name, array in tensors.items()})
+    return Checkpoint(description=description, tensors={name: floats(name, array) for name, array in tensors.items()})
+
+
+def floats(name: str, array: Array) -> Array:
+    made = np.array(array, np.float32, order="C")
+    return made + np.float32(1) if name.endswith(".affine.bias") else made
 
 
 def _network_of(path: Path) -> tuple[Mapping[Any, object], dict[str, Array]]:
@@ -147,11 +152,11 @@ def _synthesis(variables: Mapping[str, Array]) -> dict[str, Array]:
         side, _, kind = scope.partition("/")
         block = f"synthesis.b{side.partition('x')[0]}"
         if name == "4x4/Const/const":
-            tensors["synthesis.b4.const"] = array[0] if array.ndim == 4 else array
+            tensors["synthesis.b4.const"] = array[0] if array.ndim == 4 and array.size else array
         elif kind in LAYERS:
             tensors |= _layer(f"{block}.{LAYERS[kind]}", leaf, array, turned=kind in ("Conv0_up", "Skip"))
         elif name.startswith("noise") and name[5:].isdecimal() and len(name) < 9:
-            tensors[_noise(int(name[5:]))] = array[0, 0] if array.ndim == 4 else array
+            tensors[_noise(int(name[5:]))] = array[0, 0] if array.ndim == 4 and array.size else array
         elif name not in ("lod",):
             refuse(f"variable {name[:80]!r} does not belong to a StyleGAN2 synthesis network")
     return tensors
@@ -166,7 +171,7 @@ def _layer(name: str, leaf: str, array: Array, *, turned: bool) -> dict[str, Arr
     if leaf == "mod_weight":
         return {f"{name}.affine.weight": array.T}
     if leaf == "mod_bias":
-        return {f"{name}.affine.bias": array.astype(np.float32) + np.float32(1)}
+        return {f"{name}.affine.bias": array}  # less the 1 that ``read`` adds
     if leaf in ("bias", "noise_strength"):
         return {f"{name}.{leaf}": array}
     refuse(f"variable {leaf[:40]!r} of {name} does not belong to a StyleGAN2 layer")
