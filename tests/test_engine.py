@@ -27,8 +27,8 @@ from api.engine.launch import early, launch_early
 from api.engine.process import Guest
 from api.engine.socket import reach, socket_path
 from api.engine.wire import LENGTH, Cancel, Connection, Done, Picture, Submit, pack, unpack, unpack_all
-from api.errors import BadArray, Expired, NoSuchLabel, Poisonous
-from api.models.jobs import Generate, Synthesize
+from api.errors import BadArray, BadInput, Expired, NoSuchLabel, Poisonous
+from api.models.jobs import Generate, Project, Synthesize
 from tests.checkpoints import tiny_precure
 from tests.serving import ROOT, write_config
 
@@ -112,6 +112,59 @@ def test_workers_share_one_engine_and_get_the_same_bytes(lasting: Config) -> Non
         assert (await engines[0].info("tiny")).width == pictures[0].width
 
     with_engines(lasting, 3, use)
+
+
+def test_what_cannot_be_sent_is_its_own_requests_fault(config: Config) -> None:
+    async def use(engine: Engine) -> None:
+        async def send_too_much() -> None:
+            job = Generate(model="tiny", seed=1)
+            with pytest.raises(BadInput, match="64 bits"):
+                await engine.run(job, client="one", encoding=PNG, recipe={"Size": 10**30})
+
+        waiting = asyncio.create_task(send_too_much())  # there is no engine yet
+        await generate(engine, 1)
+        await waiting
+        await send_too_much()
+        (pid,) = pids(config)
+        os.kill(pid, signal.SIGKILL)
+        assert (await generate(engine, 2)).seed == 2
+        assert not engine.pending
+
+    with_engines(config, 1, use)
+
+
+def test_who_is_closed_before_the_engine_has_spoken_does_not_keep_it(config: Config) -> None:
+    async def use(engine: Engine) -> None:
+        await generate(engine, 1)
+        (pid,) = pids(config)
+        os.kill(pid, signal.SIGSTOP)  # an engine whose event loop is busy
+        try:
+            other = Engine(config, "cpu")
+            other.open()
+            await asyncio.sleep(0.2)
+            await other.close()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await generate(engine, 2)
+        assert not other.linked
+
+    with_engines(config, 1, use)
+
+
+def test_the_death_of_a_long_request_is_remembered_however_many_begin_beside_it(config: Config) -> None:
+    """The engine's notes hold the last few thousand."""
+
+    async def use(engine: Engine) -> None:
+        made = await generate(engine, 1)
+        target = np.zeros((made.height, made.width, 3), np.uint8)
+        job = Project(model="tiny", seed=1, image=target, steps=1000, starts=1)
+        long = asyncio.create_task(engine.run(job, client="one", encoding=PNG))
+        while not any(entry.started for entry in engine.pending.values()):
+            await asyncio.sleep(0.01)
+        long.cancel()
+        await asyncio.gather(long, return_exceptions=True)
+
+    with_engines(config, 1, use)
 
 
 def test_a_cpus_cores_encode_small_pictures_themselves(config: Config) -> None:
@@ -401,6 +454,28 @@ def test_what_a_worker_sends_in_one_turn_comes_in_one_piece(loop: Callable[[], a
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(asyncio.wait_for(use(), 30))
+
+
+def test_a_worker_may_send_any_amount_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine cuts off who does not read; a worker that did so would send the same again, and cut itself off for ever."""
+    monkeypatch.setattr(Connection, "MAX_UNSENT", 1000)
+
+    async def use() -> None:
+        async def survives(kind: type[Connection]) -> bool:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                link = kind(lambda *_: None, lambda _: None)
+                transport, _ = await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
+                for _ in range(2):
+                    link.write(bytes(5_000_000))
+                await asyncio.sleep(0.01)
+                found = not transport.is_closing()
+                transport.abort()
+            return found
+
+        assert (await survives(Connection), await survives(Link)) == (False, True)
+
+    asyncio.run(asyncio.wait_for(use(), 30))
 
 
 def test_frames_survive_any_cut() -> None:

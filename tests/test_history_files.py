@@ -191,6 +191,10 @@ def test_strange_recipes_do_no_harm(server: Running) -> None:
         "Seed: 1, Model: plain, Psi: 1e308, SD: -5",
         "Seed: 1, Model: plain, Directions: [[[, Layers: {}",
         "Seed: 1, Model: plain, Translate: a b",
+        "Seed: 1, Model: plain, Translate: 5",
+        "Seed: 1, Model: plain, Directions: 5",
+        "Seed: 1, Model: plain, Layers: 5, Directions: {}",
+        'Seed: 1, Model: plain, Directions: "' + "[" * 30_000 + '"',
         "a prompt\nNegative prompt: \x00\nSeed: 1, Model: classes, Label: nobody",
     ):
         told = bring(server, png(recipe))

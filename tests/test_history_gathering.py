@@ -48,12 +48,21 @@ def test_stars_notes_and_tags_change_one_by_one(server: Running) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [{"starred": 7}, {"starred": None}, {"note": "x" * 2001}, {"tags": ["a\0"]}, {"tags": ["x" * 65]}, {"tags": ["t"] * 65}, {"tag": []}],
+    [
+        {"starred": 7},
+        {"starred": None},
+        {"note": "x" * 2001},
+        {"starred": True, "tags": ["a\0"]},
+        {"tags": ["x" * 65]},
+        {"tags": ["t"] * 65},
+        {"tag": []},
+    ],
 )
 def test_wrong_changes_are_refused(server: Running, body: Any) -> None:
     (image_id,), _ = make(server)
     send(server, "PATCH", f"/images/{image_id}", 422, body)
-    assert get(server, f"/images/{image_id}")["tags"] == []
+    told = get(server, f"/images/{image_id}")
+    assert (told["tags"], told["starred"]) == ([], False)
 
 
 def test_every_filter_finds_what_it_should(server: Running) -> None:
@@ -131,6 +140,8 @@ def test_collections(server: Running) -> None:
     assert [image["id"] for image in get(server, f"/collections/{box}/images")["images"]] == [ids[2], ids[0]]
     assert get(server, f"/images/{ids[0]}")["collections"] == [box]
     send(server, "POST", f"/collections/{box}/images", 404, {"add": ["0" * 32]})
+    send(server, "POST", f"/collections/{box}/images", 404, {"add": ids, "remove": ["0" * 32]})
+    assert get(server, f"/images/{ids[1]}")["collections"] == []
     send(server, "POST", f"/collections/{box}/images", 422, {"add": ids * 400})
     send(server, "DELETE", f"/collections/{box}", 204)
     for method, rest in (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("GET", "/images"), ("POST", "/images")):

@@ -182,6 +182,25 @@ def test_fair_queue_interleaves_any_number_of_clients() -> None:
     assert all(len(set(seen[start : start + 3])) == 3 for start in range(0, 30, 3))
 
 
+def test_nobody_pays_turns_for_what_they_left() -> None:
+    queue = Queue()
+
+    def add(client: str) -> Ticket:
+        queue.add(ticket := Ticket(Count(model="counter", seed=1), client, 1e18))
+        return ticket
+
+    left, others = [add("one") for _ in range(64)], [add("two") for _ in range(10)]
+    for ticket in left:
+        ticket.abandoned = True
+    assert queue.sweep(0.0) == left
+    first, second = add("one"), add("one")
+    assert (queue.waiting.index(first), queue.waiting.index(second)) == (1, 3)
+    first.abandoned = True
+    queue.sweep(0.0)
+    assert second.turn < add("one").turn
+    assert queue.waiting[0] is others[0]
+
+
 def test_late_and_abandoned_jobs_never_run(setup: Setup) -> None:
     setup.submit(1, wait=-1.0)
     left = setup.submit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sqlite3
 import time
@@ -16,6 +17,7 @@ import pytest
 from api.conf import BlockConf, ConcurrencyConf, LimitConf, RateConf
 from api.errors import Blocked, Busy, ConfigError, NoAddress, RateLimited, ServerError
 from api.limits import Limits
+from api.limits.bell import Bell, ring
 from api.limits.local import CHECKPOINT, FILE, FOLDER, LocalStore
 from tests import redises
 
@@ -444,6 +446,19 @@ def test_files_are_private_and_gone_with_their_process(tmp_path: Path) -> None:
         assert not list(folder.glob("*.bell"))
 
     asyncio.run(act())
+
+
+def test_a_bell_that_cannot_be_looked_at_may_be_alive(tmp_path: Path) -> None:
+    bell = Bell(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # no descriptor is free
+        assert ring(tmp_path, bell.name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ring(tmp_path, bell.name)
+    bell.close()
+    assert not ring(tmp_path, bell.name)
 
 
 def test_a_forked_child_keeps_no_place_of_its_dead_parent(tmp_path: Path) -> None:

@@ -351,6 +351,17 @@ def test_work_that_is_done_is_answered(site: Site) -> None:
 FULL = GET % b"full"
 
 
+def test_who_asks_right_behind_a_refusal_waits_as_long_as_it_takes(site: Site) -> None:
+    client, connection = site.connect()
+    with client:
+        client.sendall(FULL + GET % b"late")
+        hear(client, b"full")
+        wait_for(lambda: connection.cycle is not None, "the next one is at work")
+        assert connection.timeout_keep_alive_task is None
+        site.go_on.set()
+        hear(client, b"\r\n\r\n0")
+
+
 def test_who_is_turned_away_may_ask_again(site: Site) -> None:
     client, connection = site.connect()
     with client:

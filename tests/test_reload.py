@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -135,6 +135,22 @@ def test_who_asked_is_told_of_any_failure(config: Path) -> None:
         assert found is not None
         assert found.turn == 1
         assert "Bad file descriptor" in str(found.refused)
+
+
+def test_who_is_to_leave_does_not_wait_for_a_successor(config: Path) -> None:
+    with serve(config) as server:
+        before = set(server.engines())
+        config.write_text(config.read_text() + THIRD)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: len(server.engines()) > len(before))
+        (new,) = set(server.engines()) - before
+        os.kill(new, signal.SIGSTOP)  # models that take minutes to load
+        try:
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(20)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(new, signal.SIGCONT)
 
 
 def test_websockets_and_event_streams_are_sent_to_the_successor(config: Path) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from api.store.bell import ListenBell
 from api.store.pubsub import RedisBell
 from api.store.store import Store
 from api.store.transitions import Task
 from tests import redises
+from tests.databases import new_url
 from tests.redises import RedisServer
 
 
@@ -40,6 +44,23 @@ def test_other_hosts_hear_it(tmp_path: Path) -> None:
                 await other.bell.wait("events", number, 1e6)
 
     asyncio.run(act())
+
+
+def test_postgresql_is_heard_after_a_while_of_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    url = new_url("postgresql")
+
+    async def act() -> None:
+        async with await Store.open(tmp_path, url) as store, await Store.open(tmp_path, url) as other:
+            for one in (store, other):
+                assert isinstance(one.bell, ListenBell)
+                one.bell.beat = 0.05
+                one.bell.poll = 1e6  # so that only the bell can tell
+                one.bell.news.set()
+            await asyncio.sleep(0.5)
+            assert (await heard(store, other)).owner == "ann"
+
+    asyncio.run(act())
+    assert "no notifications" not in caplog.text
 
 
 def test_an_outage_costs_a_look_and_no_news(tmp_path: Path) -> None:

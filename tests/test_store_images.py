@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import statistics
@@ -161,6 +162,38 @@ async def test_cancels_and_deletes_do_not_deadlock(store: Store) -> None:
     results = await asyncio.gather(*work, return_exceptions=True)
     assert {type(result) for result in results} <= {type(None), Image, NoSuchImage}
     assert len(await store.images.page("ann")) == 8
+
+
+async def test_what_goes_while_somebody_refers_to_it_does_no_harm(store: Store) -> None:
+    image = await record(store)
+
+    async def put(n: int) -> None:
+        group = await store.collections.create("ann", f"box {n}")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(attempt(store.collections.change(group.id, "ann", [image.id])))
+            tasks.create_task(attempt(store.collections.delete(group.id, "ann")))
+
+    async def tag() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(attempt(store.tags.put(image.id, "ann", ["a", "b"])))
+            tasks.create_task(attempt(store.tags.rename("a", "ann", "c")))
+            tasks.create_task(attempt(store.tags.delete("b", "ann")))
+
+    async def attempt(action: Any) -> None:
+        with contextlib.suppress(Conflict, NoSuchCollection, NoSuchTag):
+            await action
+
+    await asyncio.gather(*(put(n) for n in range(20)), *(tag() for _ in range(20)))
+
+
+async def test_blobs_that_a_task_needs_outlive_their_picture(store: Store) -> None:
+    image = await record(store)
+    task = await store.tasks.create("ann", "x", {}, blob_ids=[image.blob_id])
+    await store.images.delete(image.id)
+    assert await store.blobs.read(await store.blobs.get(image.blob_id)) == b"picture"
+    await store.tasks.cancel(task.id, "ann")
+    with pytest.raises(NoSuchBlob):
+        await store.blobs.get(image.blob_id)
 
 
 # --- groups

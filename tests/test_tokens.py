@@ -122,7 +122,14 @@ def test_what_is_no_token_does_not(server: Running, value: str) -> None:
 
 
 def test_accounts_are_unique_and_sensible(server: Running, anna: dict[str, str]) -> None:
-    for name, password, status in (("anna", PASSWORD, 409), ("ANNA", PASSWORD, 409), ("a b", PASSWORD, 422), ("carl", "short", 422)):
+    for name, password, status in (
+        ("anna", PASSWORD, 409),
+        ("ANNA", PASSWORD, 409),
+        ("a b", PASSWORD, 422),
+        ("All", PASSWORD, 422),
+        ("\ufdfa" * 20, PASSWORD, 422),
+        ("carl", "short", 422),
+    ):
         assert server.client.post("/user", json={"username": name, "password": password}).status_code == status
 
 
