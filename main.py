@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,13 @@ def read_environment() -> Environment:
     )
 
 
+def read_port() -> int:
+    text = os.environ.get("PORT") or "8000"
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise ConfigError(f"PORT: found {text[:40]!r}; use a number from 1 to 65535")
+    return int(text)
+
+
 def build(config: Config | None = None) -> FastAPI:
     from api.app import create_app
 
@@ -44,6 +52,7 @@ def build(config: Config | None = None) -> FastAPI:
 try:
     config = read_config()
     if __name__ == "__main__":
+        port = read_port()
         launch_early(config)  # they import torch while FastAPI is imported here
     app = build(config)
 except ConfigError as error:
@@ -61,7 +70,7 @@ if __name__ == "__main__":
     uvicorn.run(
         Switch(app, build, config.server.tmp_dir),
         host=os.environ.get("HOST", "127.0.0.1"),
-        port=int(os.environ.get("PORT", "8000")),
+        port=port,
         http=Protocol,
         access_log=False,
         proxy_headers=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -622,8 +623,8 @@ def test_the_default_file_is_the_default() -> None:
 # Starting.
 
 
-def start(command: list[str], toml: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"STYLEGAN_TOML": str(toml), "PYTHONPATH": str(ROOT)}
+def start(command: list[str], toml: Path, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"STYLEGAN_TOML": str(toml), "PYTHONPATH": str(ROOT)} | more
     return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -658,3 +659,33 @@ def test_the_variable_is_relative_to_the_working_directory(tmp_path: Path) -> No
     (tmp_path / "here.toml").write_text("titel = 'x'\nmodels.m.file = 'x'\n")
     done = start([str(ROOT / "main.py")], Path("here.toml"), tmp_path)
     assert (done.returncode, done.stderr) == (2, "here.toml: titel: unknown key; did you mean 'title'?\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("mine.toml", "{mine}/mine.toml"), ("theirs.toml", "theirs.toml"), ("/x/mine.toml", "/x/mine.toml"), ("", ""), (None, "unset")],
+)
+def test_serve_takes_the_callers_file(tmp_path: Path, given: str | None, found: str) -> None:
+    mine, theirs = tmp_path / "my files", tmp_path / "project"
+    (theirs / "scripts").mkdir(parents=True)
+    (theirs / "bin").mkdir()
+    mine.mkdir()
+    (mine / "mine.toml").touch()
+    (theirs / "theirs.toml").touch()
+    shutil.copy(ROOT / "scripts" / "serve", theirs / "scripts")
+    for name, text in (("scripts/venv", "exit 0"), ("bin/python", 'echo "$PWD" "${STYLEGAN_TOML-unset}"')):
+        (theirs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (theirs / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "STYLEGAN_TOML"} | {"VENV": "."}
+    if given is not None:
+        environment["STYLEGAN_TOML"] = given
+    done = subprocess.run([theirs / "scripts" / "serve"], cwd=mine, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{theirs} {found.format(mine=mine)}\n", "")
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "70000", "-1", "8e3", "٣", "9" * 5000])
+def test_a_port_that_cannot_be_is_told(tmp_path: Path, port: str) -> None:
+    toml = tmp_path / "x.toml"
+    toml.write_text(f"server.tmp_dir = '{tmp_path}'\nmodels.m.file = 'x'\n")
+    done = start(["main.py"], toml, PORT=port)
+    assert (done.returncode, done.stderr) == (2, f"PORT: found {port[:40]!r}; use a number from 1 to 65535\n")
