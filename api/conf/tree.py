@@ -193,7 +193,7 @@ class ModelConf(Section):
     name: Annotated[str, Field(min_length=1)] | None = None
     """What people read; the id if unset."""
     description: str = ""
-    """A sentence for people."""
+    """A sentence for people; a diffusion model's is also the prompt of its example picture, which the studio offers."""
     lossy: bool | None = None
     """JPEG instead of PNG; as at the root if unset."""
     gpu: Gpu | None = None
