@@ -571,6 +571,11 @@ def write_lora(pipeline: Any, file: Path) -> None:
     )
 
 
+def test_an_engine_starts_without_a_word_of_what_is_not_needed() -> None:
+    done = subprocess.run([sys.executable, "-c", "import api.models.families.diffusion"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_jobs_cross_the_wire(models: dict[str, Diffusion]) -> None:
     job = make(models["sd"], "inpaint")
     back = unpack(pack(job)[4:])
