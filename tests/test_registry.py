@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 from api.conf import Config, load_config
 from api.errors import ConfigError
 from api.models.base import Description
+from api.models.formats import safetensors
 from api.models.jobs import Generate
 from api.models.registry import describe_models, digest, load_model, load_models
+from tests.checkpoints import SMALL, made
 from tests.serving import write_config
+from tests.test_stylegan3 import small
 from tests.tiny import tiny_precure
 
 
@@ -38,6 +42,23 @@ def test_loading_one(config: Config) -> None:
     assert len(model.info.digest) == 32
     job = model.prepare(Generate(model="one.safetensors", seed=1))
     assert np.asarray(model.run([job], lambda *_: None)[0].image).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["precure", "stylegan2", "stylegan3"])
+def test_parameters_are_those_of_the_network_before_and_after_loading(tmp_path: Path, kind: str) -> None:
+    """Not the means, the constant noise and the filters that a file holds besides."""
+    path = tmp_path / "net.safetensors"
+    if kind == "precure":
+        checkpoint = tiny_precure(path, categories=2)
+        means = {"mean_w": np.zeros(16, np.float32), "class_mean_w": np.zeros((2, 16), np.float32)}
+        safetensors.write(path, replace(checkpoint, tensors={**checkpoint.tensors, **means}))
+    else:
+        safetensors.write(path, made("stylegan2", **SMALL) if kind == "stylegan2" else small(radial=True))
+    config = configured(tmp_path, {"net": {"file": str(path), "warmup": False}})
+    described = describe_models(config)["net"]
+    assert isinstance(described, Description)
+    assert described.tensors > 1
+    assert described.parameters == load_model(config, "net").info.parameters > 0
 
 
 def test_faults_name_model_and_file(config: Config, tmp_path: Path) -> None:

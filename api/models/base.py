@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,11 @@ from api.models.jobs import Job, Noise, Output, Pixels
 
 Array = NDArray[np.generic]
 
+BESIDE = frozenset(
+    ("mean_w", "class_mean_w", "w_avg", "noise_const", "magnitude_ema", "freqs", "phases", "transform", "up_filter", "down_filter")
+)
+"""What arrays are called, behind their last dot, that a checkpoint holds beside the network's parameters."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
@@ -24,8 +30,13 @@ class Description:
     arguments: Mapping[str, Any]  # the architecture, in JSON types, as the family's network takes it
     labels: tuple[str, ...] | None = None  # class names of a conditional model
     tensors: int = 0
-    parameters: int = 0
+    parameters: int = 0  # of the network: see ``count_parameters``
     notes: tuple[str, ...] = ()  # what a person should know, such as an ambiguous guess
+
+
+def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers of a GAN's checkpoint were learned, as ``Info.parameters`` tells of the loaded network."""
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.rpartition(".")[2] not in BESIDE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import mmap
 from pathlib import Path
 
 from api.errors import ConfigError
-from api.models.base import Description
 from api.models.formats.pickles import GROWTH, refuse
 
 
@@ -25,7 +24,7 @@ def span(path: Path, size: int = 1 << 16) -> bytes:
         return file.read(size)
 
 
-def check_growth(description: Description, size: int) -> None:
-    """Refuse a file of ``size`` bytes that would unfold to much more memory by naming the same numbers many times."""
-    if 4 * description.parameters > GROWTH * size + (1 << 20):
-        refuse(f"its {description.parameters:,} parameters do not fit a file of {size:,} bytes")
+def check_growth(count: int, size: int) -> None:
+    """Refuse a file of ``size`` bytes whose arrays unfold to ``count`` numbers, much more memory, by naming the same ones many times."""
+    if 4 * count > GROWTH * size + (1 << 20):
+        refuse(f"its {count:,} parameters do not fit a file of {size:,} bytes")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from api.models.base import Checkpoint, Description
+from api.models.base import Checkpoint, Description, count_parameters
 from api.models.formats import layouts, torchfiles
 from api.models.formats.files import check_growth, mapped, span
 from api.models.formats.pickles import Budget, Machine, Name, Names, Stub, refuse, table
@@ -88,9 +88,9 @@ def read(path: Path) -> Checkpoint:
     """``G_ema`` with the names of our own networks. Raises ``ConfigError``."""
     generator, tensors = _generator(path)
     description = _description(generator, tensors)
-    check_growth(description, path.stat().st_size)
-    check_filters(tensors)
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("resample_filter")}
+    check_growth(sum(tensor.size for tensor in kept.values()), path.stat().st_size)
+    check_filters(tensors)
     return Checkpoint(description=description, tensors=torchfiles.floats(kept.items()))
 
 
@@ -136,7 +136,7 @@ def _description(generator: Module, tensors: dict[str, Tensor]) -> Description:
         arguments=arguments,
         labels=layouts.class_labels(arguments["c_size"]),
         tensors=len(kept),
-        parameters=sum(tensors[name].size for name in kept),
+        parameters=count_parameters(kept),
     )
 
 

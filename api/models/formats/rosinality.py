@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from api.models.base import Array, Checkpoint, Description
+from api.models.base import Array, Checkpoint, Description, count_parameters
 from api.models.formats import archives, layouts, torchfiles
 from api.models.formats.files import check_growth, mapped, span
 from api.models.formats.pickles import Budget, refuse
@@ -90,7 +90,7 @@ def description_of(source: Source, form: str) -> Description:
         family="stylegan2",
         arguments=arguments,
         tensors=len(shapes) + (source.mean is not None),
-        parameters=sum(math.prod(shape) for shape in shapes.values()) + w_size,
+        parameters=count_parameters(shapes),
         notes=(*source.notes, *assumptions(source)),
     )
 
@@ -110,9 +110,9 @@ def assumptions(source: Source) -> tuple[str, ...]:
 
 def checkpoint_of(source: Source, form: str, path: Path) -> Checkpoint:
     description = description_of(source, form)
-    check_growth(description, path.stat().st_size)
-    check_kernels(source.state)
     found = places(source.state)
+    check_growth(sum(math.prod(shape) for _, shape in found.values()), path.stat().st_size)
+    check_kernels(source.state)
     tensors: dict[str, Array] = {
         ours: source.state[theirs].array().astype(np.float32, copy=False).reshape(shape) for ours, (theirs, shape) in found.items()
     }

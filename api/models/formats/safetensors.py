@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from api.errors import ConfigError
-from api.models.base import Array, Checkpoint, Description
+from api.models.base import Array, Checkpoint, Description, count_parameters
 
 FORMAT, VERSION = "stylegan-fastapi", "1"
 MAX_HEADER = 16 << 20
@@ -188,5 +188,5 @@ def description_of(path: Path, header: Header) -> Description:
         arguments=arguments,
         labels=None if labels is None else tuple(labels),
         tensors=len(header.entries),
-        parameters=sum(prod(entry.shape) for entry in header.entries.values()),
+        parameters=count_parameters({name: entry.shape for name, entry in header.entries.items()}),
     )

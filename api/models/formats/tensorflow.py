@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from api.models.base import Array, Checkpoint, Description
+from api.models.base import Array, Checkpoint, Description, count_parameters
 from api.models.formats import layouts
 from api.models.formats.files import check_growth, mapped
 from api.models.formats.ndarrays import Ndarray, numpy_names
@@ -96,7 +96,7 @@ def read(path: Path) -> Checkpoint:
     """Gs with the names and layouts of our own network. Raises ``ConfigError``."""
     settings, tensors = _network_of(path)
     description = _description(settings, tensors)
-    check_growth(description, path.stat().st_size)
+    check_growth(sum(array.size for array in tensors.values()), path.stat().st_size)
     return Checkpoint(description=description, tensors={name: floats(name, array) for name, array in tensors.items()})
 
 
@@ -140,7 +140,7 @@ def _description(settings: Mapping[Any, object], tensors: Mapping[str, Array]) -
         arguments=arguments,
         labels=layouts.class_labels(arguments["c_size"]),
         tensors=len(tensors),
-        parameters=sum(array.size for array in tensors.values()),
+        parameters=count_parameters({name: array.shape for name, array in tensors.items()}),
     )
 
 
