@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.auth import Environment, Tokens
 from api.conf import Config
 from api.errors import ServerError
-from api.journal import BodyLimit, Journal
+from api.journal import BodyLimit, Heads, Journal
 from api.logs import attach_loggers
 from api.routes import (
     blobs,
@@ -95,7 +95,7 @@ def create_app(config: Config, environment: Environment | None = None) -> FastAP
         if config.server.http.cors.enabled:
             anything = ["*"]
             app = CORSMiddleware(app, config.server.http.cors.origins, anything, anything, expose_headers=anything)
-        return Journal(app)
+        return Journal(Heads(app))
 
     app = Application(
         surround,

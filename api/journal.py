@@ -18,6 +18,7 @@ from api.schemas.openai import envelope, is_openai
 
 log = logging.getLogger(__name__)
 NO_STORE = (b"cache-control", b"no-store")
+HEADED = re.compile(r"/(healthz|readyz|version|[^/]+/image)?")
 PROPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -68,6 +69,27 @@ def describe(span: Any, scope: Scope, status: int, mark: str) -> None:
     span.update_name(f"{scope['method']} {route}")
     told = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status, "url.path": scope["path"]}
     span.set_attributes(told | {"request.id": mark})
+
+
+class Heads:
+    """ASGI middleware: HEAD is answered as GET is, without the body, where GET says what a server is or names a picture for ever."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD" or not HEADED.fullmatch(scope["path"]):
+            return await self.app(scope, receive, send)
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        inner = {**scope, "method": "GET"}  # whoever is outside, the HTTP server above all, has to know of HEAD
+        try:
+            await self.app(inner, receive, send_head)
+        finally:
+            if "route" in inner:
+                scope["route"] = inner["route"]
 
 
 class BodyLimit:

@@ -61,6 +61,40 @@ def test_root_and_version(server: Running) -> None:
     assert server.client.get(page.headers["location"]).headers["content-type"].startswith("text/html")
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/", {}, 200),
+        ("/", {"Accept": "text/html"}, 307),
+        ("/healthz", {}, 200),
+        ("/readyz", {}, 200),
+        ("/version", {"Origin": "https://example.org"}, 200),
+        ("/plain/image?seed=1", {}, 200),
+        ("/plain/image?seed=1", {"If-None-Match": "*"}, 304),
+        ("/plain/image?seed=1", {"X-Session": "one"}, 200),
+        ("/plain/image?seed=x", {}, 422),
+        ("/nobody/image?seed=1", {}, 404),
+    ],
+)
+def test_head_is_get_without_a_body(server: Running, path: str, headers: dict[str, str], status: int) -> None:
+    get, head = (server.client.request(method, path, headers=headers, follow_redirects=False) for method in ("GET", "HEAD"))
+    assert (get.status_code, head.status_code, head.content) == (status, status, b"")
+    own = {"date", "x-request-id"}
+    assert {name: value for name, value in head.headers.items() if name not in own} == {
+        name: value for name, value in get.headers.items() if name not in own
+    }
+    assert server.client.get("/healthz").json() == "ok"  # the connection goes on
+
+
+def test_heads_are_logged_as_such_and_not_described(server: Running) -> None:
+    server.client.head("/plain/image?seed=1", headers={"X-Request-Id": "a-head"})
+    wait_for(lambda: "a-head" in server.log.read_text(), "the request is logged")
+    (line,) = (line for line in server.log.read_text().splitlines() if "a-head" in line)
+    assert "HEAD /plain/image" in line
+    assert not any("head" in path for path in server.client.get("/openapi.json").json()["paths"].values())
+    assert server.client.head("/models/").status_code == 405
+
+
 def test_models_are_told_with_an_example(server: Running) -> None:
     plain, classes = server.client.get("/models/").json()
     original = ["id", "name", "description", "conditional", "labels", "width", "height", "lossy", "mimeType", "example"]
