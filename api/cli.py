@@ -111,10 +111,7 @@ def import_deploy() -> Any:
 
 def info(path: Path, *, as_json: bool = False) -> None:
     """Tells what is in a checkpoint without loading its weights."""
-    from api.models import formats
-
-    description = formats.find(path).describe(path)
-    facts = tell(path, description)
+    facts = tell(path, describe(path))
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -153,6 +150,8 @@ def convert(source: Path, target: Path, *, force: bool = False) -> None:
         raise ConfigError(f"{target}: the name must end in .safetensors")
     refuse_existing(target, force)
     checkpoint = formats.find(source).read(source)
+    if not checkpoint.tensors:
+        raise ConfigError(f"{source}: a pipeline is served as it is; there is nothing to convert")
 
     def watch(arrays: Iterable[Array]) -> Iterator[Array]:
         with bar(None, "writing", unit="B", unit_scale=True, total=sum(array.nbytes for array in checkpoint.tensors.values())) as progress:
@@ -229,13 +228,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
-def find_checkpoints(folder: Path) -> Iterator[tuple[Path, Description]]:
-    """The checkpoints below a folder by name; one that cannot be read is told of and passed over."""
+def describe(path: Path) -> Description:
+    """What a checkpoint holds. Raises ``ConfigError``, also where a broken one fails in a way that its reader did not foresee."""
     from api.models import formats
 
+    try:
+        return formats.find(path).describe(path)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
+
+
+def find_checkpoints(folder: Path) -> Iterator[tuple[Path, Description]]:
+    """The checkpoints below a folder by name; one that cannot be read is told of and passed over."""
     for path in bar(list(candidates(folder)), "reading"):
         try:
-            yield path, formats.find(path).describe(path)
+            yield path, describe(path)
         except ConfigError as error:
             print(printable(f"passed over: {error}"), file=sys.stderr)
 

@@ -263,6 +263,13 @@ def test_convert_refuses(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None
     fails(capsys, ".*x.bin: the name must end in .safetensors", "convert", tiny, tiny.with_name("x.bin"))
     fails(capsys, ".*No such file or directory", "convert", tiny, tiny.parent / "none" / "x.safetensors")
     fails(capsys, ".*no known checkpoint format.*", "convert", target, tiny.with_name("y.safetensors"))
+    fails(
+        capsys,
+        ".*tiny-diffusion: a pipeline is served as it is.*",
+        "convert",
+        ROOT / "default/models/tiny-diffusion",
+        tiny.with_name("y.safetensors"),
+    )
     assert target.read_bytes() == b"mine"
     assert {path.name for path in tiny.parent.iterdir()} == {"tiny.hdf5", "tiny.safetensors"}
 

@@ -291,6 +291,7 @@ def test_any_bytes_are_a_configuration_or_a_message(tmp_path_factory: pytest.Tem
         (b"a = " + b"9" * 10_000, "not valid TOML|unknown key"),
         (b"", "models: is required and missing"),
         (b"title = 1979-05-27", "must be a text"),
+        (b"title." + b".".join([b"a"] * 3000) + b" = 1", "title: .*must be a text"),
     ],
 )
 def test_broken_files_are_told_of(tmp_path: Path, content: bytes, message: str) -> None:

@@ -55,6 +55,9 @@ def dotted(path: list[str]) -> str:
 
 def shorten(value: object) -> str:
     """A value as TOML or JSON would write it, on one line and not too long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except RecursionError:  # tables in tables
+        return type(value).__name__
     text = "".join(character if character.isprintable() else f"\\u{ord(character):04x}" for character in text)
     return text if len(text) <= 80 else text[:77] + "..."
