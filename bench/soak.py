@@ -98,7 +98,7 @@ class Run:
         self.recoveries: dict[str, list[float]] = {}
         self.memory: list[tuple[float, int, int]] = []  # when, and bytes of engines and of all others
         self.mended = 0.0  # when the server was whole again; infinity while something is broken
-        self.doomed: set[int] = set()  # requests that waited when an engine was killed last
+        self.doomed: set[int | str] = set()  # requests and tasks that waited when an engine was killed last
 
     @property
     def now(self) -> float:
@@ -180,11 +180,11 @@ class Run:
                     await asyncio.sleep(0.02)
 
     async def kill_engine(self) -> None:
-        # A request that was being computed at two deaths is refused, so each has to get over the first one.
-        while self.doomed & self.storm.flying.keys():
+        # What was being computed at two deaths is refused, so each has to get over the first one.
+        while self.doomed & self.storm.waiting():
             await asyncio.sleep(0.1)
         engines = self.server.engines()
-        self.doomed = set(self.storm.flying)
+        self.doomed = self.storm.waiting()
         os.kill(self.chance.choice(engines), signal.SIGKILL)
 
     async def kill_worker(self) -> None:

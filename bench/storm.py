@@ -94,6 +94,10 @@ class Storm:
         await self.refused(kind, answer)
         return None
 
+    def waiting(self) -> set[int | str]:
+        """Requests without an answer and tasks without an end."""
+        return {*self.flying, *(self.accepted - self.over.keys())}
+
     async def refused(self, kind: str, answer: httpx.Response) -> None:
         if answer.status_code in (429, 503) and "retry-after" in answer.headers:
             self.outcomes[kind]["refused"] += 1
