@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.browser import context, decode, fetch, needs_chromium, pixels
+from tests.browser import context, decode, fetch, needs_chromium, pixels, until
 from tests.serving import Running
 
 pytestmark = needs_chromium
@@ -127,6 +127,44 @@ def test_a_free_seed_changes_and_a_locked_one_stays(page: Page) -> None:
     assert same(pixels(grid(page).first), fetch(page, f"/faces/image?seed={second}&psi=0.7"))
     page.get_by_role("button", name="Draw another seed").click()
     expect(seed).not_to_have_value(second)
+
+
+def test_keys_are_those_of_the_page_that_is_shown(page: Page) -> None:
+    page.goto("#/generate/faces?seed=7&count=1")
+    expect(grid(page)).to_have_count(1)
+    generate = listed_keys(page)
+    assert {"Generate", "Cancel", "Keep or free the seed"} < generate
+
+    go_to(page, "Edit")
+    edit = listed_keys(page)
+    assert {"Reset", "Keep"} < edit
+    assert edit & generate == {"Show the keys"}
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/faces/generate" in request.url else None)
+    page.keyboard.press("Control+Enter")
+    go_to(page, "Generate")
+    assert not asked
+
+    assert listed_keys(page) == generate
+    page.keyboard.press("Control+Enter")
+    until(page, lambda: bool(asked))
+    expect(page.get_by_role("list", name="Pictures")).to_have_attribute("aria-busy", "false")
+    assert len(asked) == 1
+
+
+def go_to(page: Page, name: str) -> None:
+    page.get_by_role("navigation", name="Pages").get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+
+
+def listed_keys(page: Page) -> set[str]:
+    """What the keys do, as their dialog tells."""
+    page.keyboard.press("?")
+    told = page.get_by_role("dialog", name="Keys").get_by_role("definition")
+    told.first.wait_for()
+    found = set(told.all_inner_texts())
+    page.keyboard.press("Escape")
+    return found
 
 
 def test_link_and_command_make_the_same_picture(page: Page, tmp_path: Path) -> None:

@@ -72,6 +72,20 @@ def test_undo_redo_and_reset(page: Page, studio: Running) -> None:
     shows(picture(page), second)
 
 
+def test_a_text_field_undoes_its_own_words(page: Page) -> None:
+    slider(page, "Direction 1").fill("2.5")
+    seed = page.get_by_role("textbox", name="Seed")
+    seed.click()
+    page.keyboard.type("5")
+    expect(seed).to_have_value(re.compile("5"))
+    page.keyboard.press("Control+z")
+    expect(seed).to_have_value("7")
+    expect(page.get_by_role("button", name="Redo")).to_be_disabled()
+    page.keyboard.press("Control+y")
+    expect(seed).to_have_value(re.compile("5"))
+    expect(slider(page, "Direction 1")).to_have_value("2.5")
+
+
 def test_a_held_key_shows_what_it_was_before(page: Page, studio: Running) -> None:
     moved = edited(studio, directions={"sefa-2": 4})
     slider(page, "Direction 2").fill("4")

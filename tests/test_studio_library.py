@@ -126,6 +126,15 @@ def test_filters_and_stars(page: Page, server: Running, studio: Running) -> None
     expect(page.get_by_text("Nothing is like that")).to_be_visible()
 
 
+def test_all_of_the_words_are_chosen_in_the_search(page: Page) -> None:
+    page.keyboard.press("/")
+    page.keyboard.type("faces")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("x")
+    expect(page.get_by_role("searchbox")).to_have_value("x")
+    expect(page.get_by_role("toolbar", name="Chosen pictures")).to_have_count(0)
+
+
 def test_collections_and_tags(page: Page, studio: Running) -> None:
     page.get_by_role("button", name="Select").click()
     face(page, 12).click()

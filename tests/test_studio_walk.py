@@ -90,6 +90,14 @@ def test_it_plays(page: Page) -> None:
     expect(page.get_by_role("button", name="Play")).to_be_visible()
 
 
+def test_space_presses_the_button_that_has_the_focus(page: Page) -> None:
+    key(page, 2).focus()
+    page.keyboard.press(" ")
+    page.get_by_role("dialog", name="Key picture 2").wait_for()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+
+
 def test_key_pictures_are_chosen_moved_and_taken_away(page: Page, gallery: Running) -> None:
     key(page, 2).click()
     page.get_by_role("dialog").get_by_label("Seed").fill("41")

@@ -1,5 +1,5 @@
 /** Keyboard shortcuts, which the help dialog lists. */
-import { onMounted, onUnmounted, reactive } from "vue";
+import { getCurrentInstance, onActivated, onDeactivated, onMounted, onUnmounted, shallowReactive } from "vue";
 
 export interface Shortcut {
   /** Such as "mod+enter", "escape", "?". `mod` is Ctrl, or Cmd on a Mac. */
@@ -10,17 +10,23 @@ export interface Shortcut {
   typing?: boolean;
 }
 
-export const shortcuts = reactive<Shortcut[]>([]);
+export const shortcuts = shallowReactive<Shortcut[]>([]);
 export const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
 
+/** While the component is seen: a page that was left stays mounted. */
 export function useKeys(...added: Shortcut[]): void {
-  onMounted(() => shortcuts.unshift(...added));
-  onUnmounted(() => {
-    for (const one of added) {
-      const place = shortcuts.findIndex((known) => known.keys === one.keys && known.does === one.does);
-      if (place >= 0) shortcuts.splice(place, 1);
-    }
-  });
+  const own = getCurrentInstance()!;
+  const remove = () => {
+    for (const one of added) if (shortcuts.includes(one)) shortcuts.splice(shortcuts.indexOf(one), 1);
+  };
+  const add = () => {
+    remove(); // a page's first time, it is both mounted and activated
+    if (own.proxy!.$el.isConnected) shortcuts.unshift(...added); // what is mounted late may belong to a page that was left
+  };
+  onMounted(add);
+  onActivated(add);
+  onDeactivated(remove);
+  onUnmounted(remove);
 }
 
 export function spell(event: KeyboardEvent): string {
@@ -31,16 +37,25 @@ export function spell(event: KeyboardEvent): string {
   return [...parts, event.key.toLowerCase()].join("+");
 }
 
+const ANYWHERE = ["mod+enter", "escape"];
+const TEXTS = "textarea, input:not([type=range], [type=checkbox], [type=radio])";
+const PRESSED = "button, a, summary, input, select, textarea, [role=button]";
+
+/** Whether what has the focus needs the keys for itself. */
+function needs(target: HTMLElement, keys: string): boolean {
+  if (keys === " ") return target.matches(PRESSED);
+  return target.matches(keys.startsWith("mod+") ? TEXTS : `${TEXTS}, select`);
+}
+
 export function listen(event: KeyboardEvent): void {
   if (event.defaultPrevented || event.isComposing) return;
-  const target = event.target as HTMLElement;
-  const typing = target.matches("input:not([type=range]):not([type=checkbox]), textarea, select");
   if (document.querySelector("dialog[open]")) return; // it has keys of its own
+  const target = event.target as HTMLElement;
   const keys = spell(event);
-  const found = shortcuts.find((one) => one.keys === keys && (!typing || one.typing || keys.startsWith("mod") || keys === "escape"));
+  const found = shortcuts.find((one) => one.keys === keys && (one.typing || ANYWHERE.includes(keys) || !needs(target, keys)));
   if (found) {
     event.preventDefault();
-    if (typing) target.dispatchEvent(new Event("change")); // what was typed counts before the field is left
+    if (target.matches(TEXTS)) target.dispatchEvent(new Event("change")); // what was typed counts before the field is left
     found.run(event);
   }
 }
