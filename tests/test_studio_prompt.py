@@ -107,7 +107,31 @@ def test_a_pasted_picture_is_taken(page: Page) -> None:
         dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}));
     }""")
     start = pixels(page.get_by_role("img", name="The picture to start from"))
-    assert start.shape == (32, 48, 3)  # of its shape, and about as large as the model's pictures
+    assert start.shape == (32, 64, 3)  # of its shape, and as small as the model can
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 60), (40, 200)])
+def test_a_picture_to_start_from_keeps_its_shape(page: Page, width: int, height: int) -> None:
+    side = min(width, height) // 2
+    picture = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - side) // 2, (height - side) // 2
+    picture[top : top + side, left : left + side] = 255  # a square in the middle
+    start_from(page, picture)
+    shown = pixels(page.get_by_role("img", name="The picture to start from"))
+    rows, columns = (np.flatnonzero((shown.mean(axis=2) > 127).any(axis=axis)) for axis in (1, 0))
+    assert abs(len(rows) - len(columns)) <= 1
+    assert abs(rows[0] + rows[-1] + 1 - shown.shape[0]) <= 1
+    assert abs(columns[0] + columns[-1] + 1 - shown.shape[1]) <= 1
+
+    page.get_by_label("Brush, as a number").fill("8")
+    canvas = page.get_by_label("Mask: what is painted is made anew")
+    drag(page, canvas, (0.4, 0.5), (0.6, 0.5))
+    mask = painted(canvas)
+    made = pixels(ask(page, "in its shape", steps=2).get_by_role("button").get_by_role("img"))
+    assert mask.shape == made.shape[:2] == shown.shape[:2]
+    changed = (made != shown).any(axis=2)
+    assert changed.any()
+    assert not changed[mask == 0].any()
 
 
 def drag(page: Page, canvas: Locator, *places: tuple[float, float]) -> None:

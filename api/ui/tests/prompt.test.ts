@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { begin, empty, isPainted, redo, undo } from "../src/pages/prompt/mask";
-import { fit, sizes } from "../src/pages/prompt/sizes";
+import { crop, fit, sizes } from "../src/pages/prompt/sizes";
 import { type Event, type Job, progress, tell } from "../src/state/jobs";
 
 const BOUNDS = { min_size: 256, max_size: 1024, size_unit: 64 };
@@ -18,6 +18,11 @@ describe("sizes", () => {
     expect(fit({ width: 4000, height: 3000 }, OWN, BOUNDS)).toEqual({ width: 576, height: 448 });
     expect(fit({ width: 20, height: 20 }, OWN, BOUNDS)).toEqual(OWN);
     expect(fit({ width: 9000, height: 500 }, OWN, BOUNDS)).toEqual({ width: 1024, height: 256 });
+    expect(fit({ width: 900, height: 600 }, { width: 64, height: 64 }, { min_size: 64, max_size: 128, size_unit: 16 })).toEqual({ width: 96, height: 64 });
+  });
+  it("that are of another shape take the middle of a picture", () => {
+    expect(crop({ width: 900, height: 600 }, { width: 96, height: 64 })).toEqual({ left: 0, top: 0, width: 900, height: 600 });
+    expect(crop({ width: 9000, height: 500 }, { width: 1024, height: 256 })).toEqual({ left: 3500, top: 0, width: 2000, height: 500 });
   });
 });
 

@@ -7,7 +7,7 @@ import { recall, remember } from "../../storage";
 import { type Prompted, submit } from "../../state/jobs";
 import { diffusionModels } from "../../state/server";
 import { type Mask, empty, isPainted, render } from "./mask";
-import { type Bounds, type Size, fit } from "./sizes";
+import { type Bounds, type Size, crop, fit } from "./sizes";
 
 export interface Initial extends Size {
   blob: string;
@@ -86,10 +86,11 @@ export async function send(signal: AbortSignal): Promise<void> {
 export async function start(file: Blob): Promise<void> {
   const picture = await decode(file);
   const size = fit(picture, model.value!, can.value!);
+  const { left, top, width, height } = crop(picture, size);
   const canvas = Object.assign(document.createElement("canvas"), size);
   const context = canvas.getContext("2d")!;
   context.imageSmoothingQuality = "high";
-  context.drawImage(picture, 0, 0, size.width, size.height);
+  context.drawImage(picture, left, top, width, height, 0, 0, size.width, size.height);
   const blob = await upload(await toPng(canvas));
   Object.assign(form, { initial: { ...size, blob }, mask: empty() });
 }

@@ -30,9 +30,17 @@ export function sizes(own: Size, bounds: Bounds): Size[] {
   return all.filter((size, place) => all.findIndex((other) => other.width === size.width && other.height === size.height) === place);
 }
 
-/** The size that a picture is brought to, to start from: of its shape and about the model's own area. */
+/** The size that a picture is brought to, to start from: of its shape, as far as the bounds allow, and about the model's own area. */
 export function fit(picture: Size, own: Size, bounds: Bounds): Size {
-  const times = Math.sqrt((own.width * own.height) / (picture.width * picture.height));
-  const most = Math.min(times, bounds.max_size / Math.max(picture.width, picture.height));
-  return { width: round(picture.width * most, bounds), height: round(picture.height * most, bounds) };
+  const { width, height } = picture;
+  const wanted = Math.max(Math.sqrt((own.width * own.height) / (width * height)), bounds.min_size / Math.min(width, height));
+  const times = Math.min(wanted, bounds.max_size / Math.max(width, height));
+  return { width: round(width * times, bounds), height: round(height * times, bounds) };
+}
+
+/** The middle part of a picture that has the shape of `size`. */
+export function crop(picture: Size, size: Size): Size & { left: number; top: number } {
+  const times = Math.min(picture.width / size.width, picture.height / size.height);
+  const [width, height] = [size.width * times, size.height * times];
+  return { left: (picture.width - width) / 2, top: (picture.height - height) / 2, width, height };
 }
