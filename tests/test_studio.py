@@ -129,6 +129,18 @@ def test_a_free_seed_changes_and_a_locked_one_stays(page: Page) -> None:
     expect(seed).not_to_have_value(second)
 
 
+@pytest.mark.parametrize("wrong", ["abc", "", "-5"])
+def test_what_is_no_seed_changes_nothing(page: Page, wrong: str) -> None:
+    page.goto("#/generate/faces")
+    expect(grid(page)).to_have_count(12)
+    seed = page.get_by_role("textbox", name="Seed")
+    before = seed.input_value()
+    seed.fill(wrong)
+    seed.press("Tab")
+    expect(seed).to_have_value(before)
+    expect(page.get_by_role("button", name="Keep the seed")).to_have_attribute("aria-pressed", "false")
+
+
 def test_keys_are_those_of_the_page_that_is_shown(page: Page) -> None:
     page.goto("#/generate/faces?seed=7&count=1")
     expect(grid(page)).to_have_count(1)
@@ -165,6 +177,12 @@ def listed_keys(page: Page) -> set[str]:
     found = set(told.all_inner_texts())
     page.keyboard.press("Escape")
     return found
+
+
+def test_an_address_of_no_model_is_told(page: Page) -> None:
+    page.goto("#/generate/nobody")
+    expect(page.get_by_text("There is no model “nobody” here.")).to_be_visible()
+    expect(grid(page)).to_have_count(12)
 
 
 def test_link_and_command_make_the_same_picture(page: Page, tmp_path: Path) -> None:

@@ -50,15 +50,17 @@ def encode(picture: Any) -> bytes:
 def test_a_dropped_photograph_is_found_and_edited(page: Page) -> None:
     sought, typical = fetch(page, "/faces/image?seed=21&noise=none"), fetch(page, "/faces/image?seed=3&psi=0.1&noise=none")
     wide = np.concatenate([sought * 0, sought, sought * 0], axis=1)  # of which the middle square counts
-    page.get_by_label("Steps, as a number").fill("80")
-    page.get_by_label("Steps, as a number").blur()
     drop(page, wide)
     assert np.array_equal(pixels(page.get_by_role("img", name="What is sought")), sought)
     search = page.get_by_role("region", name="Search")
+    expect(search).to_have_count(0)
+    page.get_by_label("Steps, as a number").fill("80")
+    page.get_by_role("button", name="Find").click()
     expect(search.get_by_role("button", name="Edit the result")).to_be_visible()
     found = pixels(search.get_by_role("button").get_by_role("img"))
     assert np.abs(found - sought).mean() < 0.5 * np.abs(typical - sought).mean()
     expect(search).to_contain_text("dB")
+    expect(search).to_have_count(1)
 
     search.get_by_role("button", name="Edit the result").click()
     expect(page).to_have_url(re.compile("#/edit/faces"))
@@ -69,9 +71,10 @@ def test_a_dropped_photograph_is_found_and_edited(page: Page) -> None:
 
 
 def test_a_search_shows_how_far_it_is_survives_a_reload_and_is_cancelled(page: Page) -> None:
-    page.get_by_label("Steps, as a number").fill("600")
-    page.get_by_label("Steps, as a number").blur()
     drop(page, fetch(page, "/faces/image?seed=21"))
+    page.get_by_role("img", name="What is sought").wait_for()
+    page.get_by_label("Steps, as a number").fill("600")
+    page.keyboard.press("Control+Enter")
     search = page.get_by_role("region", name="Search")
     expect(search.get_by_role("status")).to_contain_text(re.compile(r"Step \d+ of 6"))
     page.reload()
@@ -81,3 +84,8 @@ def test_a_search_shows_how_far_it_is_survives_a_reload_and_is_cancelled(page: P
     expect(search.get_by_role("status")).to_contain_text("Cancelled")
     search.get_by_role("button", name="Take away").click()
     expect(search).to_have_count(0)
+
+
+def test_a_file_that_is_no_picture_is_told(page: Page) -> None:
+    page.get_by_label("A picture file").set_input_files({"name": "x.txt", "mimeType": "text/plain", "buffer": b"words"})
+    expect(page.get_by_text("This file is no picture that the browser can read.")).to_be_visible()
