@@ -151,12 +151,16 @@ class Crowd:
 
 
 @contextlib.asynccontextmanager
-async def inside(config: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Server]]:
-    """A server in this process, with a client that needs no socket to it."""
+async def inside(
+    config: Path, *, routes: Mapping[str, Callable[..., Any]] | None = None
+) -> AsyncIterator[tuple[httpx.AsyncClient, Server]]:
+    """A server in this process, with routes of a test's own, and a client that needs no socket to it."""
     from api.app import create_app
     from api.conf import load_config
 
     app = create_app(load_config(config))
+    for path, route in (routes or {}).items():
+        app.add_api_route(path, route)
     async with app.router.lifespan_context(app) as state:
         assert state is not None
 

@@ -610,6 +610,13 @@ def huge_webp() -> bytes:
     return bytes(data)
 
 
+def flat_webp(width: int, height: int) -> bytes:
+    """The head of a lossy picture of this size, and transparency for it."""
+    picture = b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", width, height) + bytes(20)
+    body = b"WEBP" + b"".join(name + struct.pack("<I", len(part)) + part for name, part in ((b"VP8 ", picture), (b"ALPH", bytes(2))))
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 @pytest.mark.parametrize("make", [huge_png, huge_jpeg, huge_webp])
 def test_too_many_pixels_are_refused_before_anything_is_decoded(make: Callable[[], bytes]) -> None:
     data = make()
@@ -660,6 +667,8 @@ BAD: dict[str, Callable[[], bytes]] = {
     "jpeg of many scans": many_scans,
     "png of many chunks": many_chunks,
     "png without width": lambda: huge_png().replace(struct.pack(">I", 60_000), bytes(4)),
+    "webp without width": lambda: flat_webp(0, 5),
+    "webp without height": lambda: flat_webp(5, 0),
     "wrong crc": lambda: encode(drawing(16), Encoding("png"))[:-1] + b"\0",
     "png with a second head": lambda: with_chunk(
         encode(drawing(16), Encoding("png")), b"IHDR", struct.pack(">IIBBBBB", 9, 9, 3, 7, 9, 9, 9)

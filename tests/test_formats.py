@@ -15,7 +15,7 @@ import pytest
 from api.errors import ConfigError
 from api.models import formats
 from api.models.base import Array, Checkpoint, Description
-from api.models.formats import hdf5, safetensors
+from api.models.formats import diffusers, hdf5, safetensors
 from api.models.formats.confinement import confined
 from tests import golden
 from tests.tiny import tiny_precure
@@ -311,3 +311,12 @@ def test_headers_that_are_not_json(tmp_path: Path) -> None:
         path.write_bytes(struct.pack("<Q", len(text)) + text)
         with pytest.raises(ConfigError, match="not valid JSON"):
             safetensors.read(path)
+
+
+@pytest.mark.parametrize("shape", ["[1e999]", "[1" + "0" * 4000 + "]", "[1.5]", "[-1]", "[true]", '["1"]', str([1] * 9)])
+def test_shapes_of_other_programs_that_are_refused(tmp_path: Path, shape: str) -> None:
+    path = tmp_path / "net.safetensors"
+    text = f'{{"a": {{"shape": {shape}}}}}'.encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ConfigError, match="whose shape is not at most eight sizes"):
+        diffusers.read_shapes(path)

@@ -173,7 +173,9 @@ def test_image_is_cacheable_for_ever(server: Running) -> None:
     assert first.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert first.headers["x-seed"] == "5"
     tag = first.headers["etag"]
-    assert server.client.get("/plain/image", params={"seed": 5}).content == first.content
+    for more in ({}, {"count": 1}):
+        assert server.client.get("/plain/image", params={"seed": 5, **more}).content == first.content
+    assert server.client.get("/plain/image", params={"seed": 5, "count": 2}).status_code == 422
     assert server.client.get("/plain/image", params={"seed": 6}).headers["etag"] != tag
     for known in (tag, f"W/{tag}", f'"other", {tag}'):
         again = server.client.get("/plain/image", params={"seed": 5}, headers={"If-None-Match": known})
@@ -201,6 +203,15 @@ def test_pictures_by_accept_header(server: Running, kind: str) -> None:
 def test_what_cannot_be_accepted(server: Running) -> None:
     assert server.client.post("/plain/generate", headers={"Accept": "video/mp4"}).status_code == 406
     assert server.client.post("/plain/generate", params={"count": 2}, headers={"Accept": "image/png"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("accepted", "kind"),
+    [("image/png;q=nan", "application/json"), ("application/json;q=nan, image/png", "image/png"), ("image/png, */*;q=nan", "image/png")],
+)
+def test_weights_that_are_no_numbers_are_passed_over(server: Running, accepted: str, kind: str) -> None:
+    answer = server.client.post("/plain/generate", headers={"Accept": accepted})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +348,22 @@ def test_openapi_keeps_the_originals_names(server: Running) -> None:
     schemas = spec["components"]["schemas"]
     assert {"Model", "SimplePureImage", "SimpleImage", "CompoundImage", "GenerateRequestBody", "ReconstructionRequestBody"} <= set(schemas)
     assert {"404", "406", "413", "415", "422", "429", "502", "503"} <= set(spec["paths"]["/{model_id}/generate"]["post"]["responses"])
+
+
+def test_failures_that_nobody_expected_are_told_by_the_request_s_id(tmp_path: Path) -> None:
+    tiny_precure(tmp_path / "plain.safetensors", levels=3)
+    models = {"plain": {"file": "plain.safetensors", "relative": True, "warmup": False}}
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        async with inside(write_config(tmp_path, models, {"engine": {"linger": 0.2}}), routes={"/fail": fail}) as (client, _):
+            answer = await client.get("/fail")
+            assert answer.status_code == 500
+            assert answer.json() == {"detail": f"internal error {answer.headers['x-request-id']}"}
+
+    asyncio.run(run())
 
 
 def test_a_model_is_waited_for_only_as_long_as_a_request_may_take(tmp_path: Path) -> None:

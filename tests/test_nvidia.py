@@ -156,6 +156,14 @@ def test_files_with_other_tensors_are_refused(change: str, tmp_path: Path) -> No
         formats.find(path).read(path)
 
 
+def test_names_that_only_look_like_blocks_are_none() -> None:
+    shapes = {name: array.shape for name, array in made("stylegan2", **SMALL).tensors.items()}
+    with pytest.raises(ConfigError, match=r"resolutions \[\]"):
+        layouts.stylegan2_arguments({"synthesis.bfoo.conv1.weight": (1, 1, 3, 3)})
+    with pytest.raises(ConfigError, match=r"synthesis\.bfoo"):
+        layouts.stylegan2_arguments(shapes | {"synthesis.bfoo.conv1.weight": (1, 1, 3, 3)})
+
+
 GOLDENS = [
     "stylegan2ada_uncond64",
     "stylegan2ada_cond32",

@@ -12,6 +12,7 @@ import openai
 import pytest
 from PIL import Image
 
+from api.schemas.openai import find_label
 from tests.checkpoints import tiny_precure
 from tests.serving import Running, serve, write_config
 from tests.tiny_pipelines import save
@@ -24,8 +25,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("openai")
     tiny_precure(folder / "classes.safetensors", categories=3, levels=4, seed=1)
     models = {
-        "words": {"file": str(save("sd", folder)), "warmup": False},
         "classes": {"file": "classes.safetensors", "relative": True, "warmup": False},
+        "words": {"file": str(save("sd", folder)), "warmup": False},
     }
     with serve(write_config(folder, models, {"engine": {"threads": 1}, "http": {"max_body": 2_000_000}})) as running:
         yield running
@@ -54,7 +55,7 @@ MASK[:, :32, 3] = 0  # transparent: made anew
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["words", "classes"]
+    assert [model.id for model in client.models.list()] == ["classes", "words"]
     assert client.models.retrieve("words").object == "model"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-image-1")
@@ -106,6 +107,21 @@ def test_a_gan_listens_to_labels_and_seeds(server: Running, client: openai.OpenA
     assert first != other
 
 
+def test_without_a_model_the_one_that_follows_words_draws(client: openai.OpenAI) -> None:
+    told, untold = (client.images.generate(prompt="a red face", extra_body=QUICK, **named) for named in ({"model": "words"}, {}))
+    assert told.data is not None
+    assert untold.data is not None
+    assert told.data[0].b64_json == untold.data[0].b64_json
+
+
+def test_the_longest_of_many_labels_is_found() -> None:
+    labels = [f"tench, Tinca tinca {i}" for i in range(10_000)] + ["fox", "arctic fox", "Fox (white)"]
+    assert find_label("an arctic fox in the snow", labels) == "arctic fox"
+    assert find_label("a TENCH, tinca tinca 4321", labels) == "tench, Tinca tinca 4321"
+    assert find_label("the fox (white) of foxes", labels) == "fox"
+    assert find_label("foxes " * 50, labels) is None
+
+
 def test_an_edit_keeps_what_the_mask_covers(client: openai.OpenAI) -> None:
     for image in (png(NOISE), [png(NOISE)]):
         made = client.images.edit(image=image, mask=png(MASK), prompt="a red face", model="words", extra_body=QUICK)
@@ -126,6 +142,13 @@ def test_edits_come_as_json_too(server: Running, client: openai.OpenAI) -> None:
     assert answer.json()["data"][0]["b64_json"] == made.data[0].b64_json
     body["images"] = [{"image_url": "http://example.org/x.png"}]
     assert server.client.post("/v1/images/edits", json=body).status_code == 400
+
+
+def test_a_form_s_type_may_be_written_in_any_case(server: Running) -> None:
+    form = server.client.build_request("POST", "/v1/images/edits", data={"prompt": "x", "steps": "1"}, files={"image": png(NOISE)})
+    form.headers["Content-Type"] = form.headers["Content-Type"].replace("multipart/form-data", "Multipart/Form-Data")
+    answer = server.client.send(form)
+    assert answer.status_code == 200, answer.text
 
 
 def test_a_stream_shows_the_picture_on_its_way(client: openai.OpenAI) -> None:
@@ -170,6 +193,8 @@ def test_errors_are_readable(server: Running, client: openai.OpenAI) -> None:
         ("POST", "/v1/images/generations", b"{", 400),
         ("POST", "/v1/images/edits", b"{", 400),
         ("POST", "/v1/images/edits", b"[]", 400),
+        ("POST", "/v1/images/edits", b'{"prompt": "x", "image": [[null]]}', 400),
+        ("POST", "/v1/images/edits", b'{"prompt": "x", "mask": ' + b"[" * 900 + b"]" * 900 + b"}", 400),
         ("POST", "/v1/images/generations", b"x" * 3_000_000, 413),
     ):
         answer = server.client.request(method, path, content=content, headers={"Content-Type": "application/json"})
@@ -177,6 +202,7 @@ def test_errors_are_readable(server: Running, client: openai.OpenAI) -> None:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("path", ["images/generations", "images/edits", "models"])
-def test_options_are_answered(server: Running, path: str) -> None:
-    assert server.client.options(f"/v1/{path}").status_code == 204
+@pytest.mark.parametrize(("path", "allowed"), [("images/generations", "POST"), ("images/edits", "POST"), ("models", "GET")])
+def test_options_are_answered(server: Running, path: str, allowed: str) -> None:
+    answer = server.client.options(f"/v1/{path}")
+    assert (answer.status_code, answer.headers["allow"]) == (204, f"{allowed}, OPTIONS")

@@ -69,7 +69,13 @@ def refusal(function: Any, path: Path) -> str:
 
 
 FILES = corpus.everything(CANARY)
-LARGE = ("text encoded again and again", "stream loaded again and again", "memo beyond memory", "modules used twice, thirty times over")
+LARGE = (
+    "text encoded again and again",
+    "stream loaded again and again",
+    "memo beyond memory",
+    "modules used twice, thirty times over",
+    "one array as many biases",
+)
 
 
 @pytest.mark.parametrize("title", list(FILES))

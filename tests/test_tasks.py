@@ -258,6 +258,15 @@ def test_what_is_no_fitting_picture_is_refused(server: Running, data: bytes, sta
 def test_forms_without_a_file_are_refused(server: Running) -> None:
     assert server.client.post("/blob", files={"file": (None, "text")}).status_code == 422
     assert server.client.post("/blob", content=b"x", headers={"Content-Type": "multipart/form-data"}).status_code == 422
+    part = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\ntext\r\n--x--\r\n'
+    for kind in ("multipart/form-data; boundary=x; charset=undefined", "Multipart/Form-Data; boundary=x"):
+        assert server.client.post("/blob", content=part, headers={"Content-Type": kind}).status_code == 422
+
+
+def test_a_form_s_type_may_be_written_in_any_case(server: Running) -> None:
+    form = server.client.build_request("POST", "/blob", files={"file": encode()})
+    form.headers["Content-Type"] = form.headers["Content-Type"].replace("multipart/form-data", "Multipart/Form-Data")
+    assert server.client.send(form).status_code == 201
 
 
 # What outlives what.

@@ -183,6 +183,19 @@ def sizes() -> Corpus:
 
     array = call("numpy.core.multiarray _reconstruct", name("numpy ndarray"), items(number(0)), blob(b"b"))
     dtype = call("numpy dtype", text("f4"), b"\x89", b"\x88")
+
+    def ndarray(shape: tuple[int, ...], data: bytes, kind: bytes = dtype) -> bytes:
+        return array + items(number(1), items(*map(number, shape)), kind, b"\x89", blob(data)) + b"b"
+
+    def network(**state: bytes) -> bytes:
+        return name("dnnlib.tflib.network Network") + b")\x81" + mapping(**state) + b"b"
+
+    def synthesis(before: bytes = b"", **variables: bytes) -> bytes:
+        listed = b"](" + b"".join(items(text(path), part) for path, part in variables.items()) + b"e"
+        return pickle(before + items(network(components=mapping(synthesis=network(variables=listed), mapping=network()))))
+
+    biases = {f"{side}x{side}/Conv/mod_bias": b"h\x01" for side in range(400)}
+    octets = call("numpy dtype", text("u1"), b"\x89", b"\x88")
     return {
         "BINBYTES8": (pickle(b"\x8e" + struct.pack("<Q", 1 << 62) + b"x"), "are left"),
         "BINUNICODE8": (pickle(b"\x8d" + struct.pack("<Q", (1 << 64) - 1) + b"x"), "are left"),
@@ -213,6 +226,9 @@ def sizes() -> Corpus:
         ),
         "array of a list": (pickle(array + items(number(1), items(number(1)), dtype, b"\x89", b"]") + b"b"), "unexpected state"),
         "scalar": (pickle(call("numpy.core.multiarray scalar", dtype, blob(b"12345678"))), "in 8 bytes"),
+        "const without elements": (synthesis(**{"4x4/Const/const": ndarray((0, 1, 4, 4), b"")}), "resolutions"),
+        "resolution that is no number": (synthesis(**{"fooxbar/Conv1/weight": ndarray((1, 1, 1, 1), bytes(4))}), "resolutions"),
+        "one array as many biases": (synthesis(ndarray((1 << 17,), bytes(1 << 17), octets) + b"q\x010", **biases), "resolutions"),
     }
 
 
@@ -226,6 +242,13 @@ def shapes() -> Corpus:
     encode = name("_codecs encode") + b"h\x01" + text("latin1") + b"\x86R0"
     stream = floats(20_000)
     load = name("torch.storage _load_from_bytes") + b"h\x02\x85R0"
+    listed = b"](" + repeated(b"", 2000, number) + b"e\x85q\x010"
+    many = tensor((4,), (1,), floats()) + b"q\x010" + module(parameters=mapping(**{f"p{i}": b"h\x01" for i in range(80)})) + b"q\x020"
+    endless = module(
+        kind="SynthesisNetwork",
+        children=mapping(input=module(), L0=module(kind="SynthesisLayer")),
+        body=text("_init_kwargs") + mapping(filter_size=b"G" + struct.pack(">d", float("inf"))),
+    )
     return {
         "nested tuples": (pickle(b")" + b"\x85" * 20_000), "levels deep"),
         "nested lists": (pickle(lists), "levels deep"),
@@ -235,6 +258,16 @@ def shapes() -> Corpus:
         "list in itself": (pickle(b"]q\x00h\x00a"), "no 'G_ema'"),
         "module in itself": (pickle(b"}q\x07(" + text("G_ema") + linked + b"u"), "synthesis"),
         "modules used twice, thirty times over": (root(chain), "modules or 16 levels"),
+        "many tensors in a module used many times": (
+            root(many + module(children=mapping(**{f"m{i}": b"h\x02" for i in range(80)}))),
+            "modules and tensors",
+        ),
+        "tensor of a long name": (
+            root(module(children=mapping(**{"x" * 1001: module(parameters=mapping(w=tensor((4,), (1,), floats())))}))),
+            "longer than 1000",
+        ),
+        "filter of infinite size": (root(module(children=mapping(synthesis=endless))), "inf where a number is expected"),
+        "list walked again and again": (pickle(listed + (name("builtins set") + b"h\x01R0") * 400 + b"N"), "operations"),
         "more operations than any checkpoint": (pickle(b"N0" * 260_000), "operations"),
         "text encoded again and again": (pickle(text("x" * 100_000) + b"q\x010" + encode * 1000), "times its size"),
         "stream loaded again and again": (pickle(blob(stream) + b"q\x020" + load * 1000), "times its size"),
