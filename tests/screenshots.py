@@ -72,6 +72,7 @@ def project(page: Page) -> None:
     page.goto("#/project")
     page.get_by_label("Model").select_option("faces")
     page.get_by_label("A picture file").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": photograph(page)})
+    page.get_by_role("button", name="Find").click()
     expect(page.get_by_role("button", name="Edit the result")).to_be_visible()
 
 
