@@ -313,7 +313,7 @@ def test_headers_that_are_not_json(tmp_path: Path) -> None:
             safetensors.read(path)
 
 
-@pytest.mark.parametrize("shape", ["[1e999]", "[1" + "0" * 4000 + "]", "[1.5]", "[-1]", "[true]", '["1"]', str([1] * 9)])
+@pytest.mark.parametrize("shape", ["[1e999]", f"[1{4000 * '0'}]", "[1.5]", "[-1]", "[true]", '["1"]', str([1] * 9)])
 def test_shapes_of_other_programs_that_are_refused(tmp_path: Path, shape: str) -> None:
     path = tmp_path / "net.safetensors"
     text = f'{{"a": {{"shape": {shape}}}}}'.encode()

@@ -193,7 +193,7 @@ def test_errors_are_readable(server: Running, client: openai.OpenAI) -> None:
         ("POST", "/v1/images/generations", b"{", 400),
         ("POST", "/v1/images/edits", b"{", 400),
         ("POST", "/v1/images/edits", b"[]", 400),
-        ("POST", "/v1/images/edits", b'{"prompt": "x", "image": [[null]]}', 400),
+        ("POST", "/v1/images/edits", b'{"prompt": "x", "model": "words", "image": [["%b"]]}' % base64.b64encode(png(NOISE)), 400),
         ("POST", "/v1/images/edits", b'{"prompt": "x", "mask": ' + b"[" * 900 + b"]" * 900 + b"}", 400),
         ("POST", "/v1/images/generations", b"x" * 3_000_000, 413),
     ):
