@@ -118,11 +118,16 @@ class Edits(Common):
 
 def find_label(prompt: str, labels: Sequence[str]) -> str | None:
     """The longest label that stands in the prompt as words of its own."""
-    folded = prompt.casefold()
-    likely = [label for label in labels if label.casefold() in folded]  # expressions are slow to make, and labels may be many
+    folded = fold(prompt)
+    likely = [label for label in labels if fold(label) in folded]  # expressions are slow to make, and labels may be many
     found = [label for label in likely if re.search(rf"(?<!\w){re.escape(label)}(?!\w)", prompt, re.IGNORECASE)]
     exact = [label for label in found if re.search(rf"(?<!\w){re.escape(label)}(?!\w)", prompt)]
     return max(exact or found, key=len, default=None)
+
+
+def fold(text: str) -> str:
+    """Equal wherever ``re.IGNORECASE`` sees no difference, which takes the Turkish letters, with a dot and without, for an i."""
+    return text.casefold().replace("\u0307", "").replace("ı", "i")
 
 
 def hash_words(prompt: str) -> int:
