@@ -44,6 +44,7 @@ from api.routes import (
     tokens,
     ui,
 )
+from api.routes.docs import add_docs
 from api.routes.shortcut import Shortcut
 from api.schemas.openai import envelope, envelope_faults, is_openai
 from api.server import Server
@@ -102,12 +103,13 @@ def create_app(config: Config, environment: Environment | None = None) -> FastAP
         title=config.title,
         version=config.version,
         description=config.description,
-        docs_url="/docs" if config.docs else None,
-        redoc_url="/redoc" if config.redoc else None,
+        docs_url=None,
+        redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # api/tracing.py and api/telemetry.py know more
         lifespan=lifespan,
     )
     app.openapi = lambda: state_bounds(FastAPI.openapi(app), config)  # type: ignore[method-assign]
+    add_docs(app, docs=config.docs, redoc=config.redoc)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServerError, tell_error)

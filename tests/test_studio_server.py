@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import re
@@ -54,6 +55,21 @@ def test_browsers_are_sent_to_the_studio_and_others_are_greeted(studio: Running)
     assert studio.client.get("/ui").headers["location"] == "ui/"
     assert studio.client.get("/").json() == "Hello"
     assert studio.client.head("/ui/").status_code == 200
+
+
+@needs_chromium
+def test_the_descriptions_need_nobody_else(studio: Running, chromium: Browser) -> None:
+    asked: list[str] = []
+    with contextlib.closing(chromium.new_context(base_url=studio.url)) as opened:
+        page = opened.new_page()
+        page.on("requestfinished", lambda request: asked.append(request.url))
+        page.on("requestfailed", lambda request: asked.append(request.url) if request.failure != "csp" else None)
+        page.goto("/docs")
+        expect(page.get_by_text("/{model_id}/generate", exact=True)).to_be_visible()
+        page.goto("/redoc")
+        expect(page.get_by_role("menuitem").first).to_be_visible()
+    assert [url for url in asked if not url.startswith((studio.url, "data:", "blob:"))] == []
+    assert any(url.endswith("/docs/scripts/redoc.standalone.js") for url in asked)
 
 
 @pytest.fixture
