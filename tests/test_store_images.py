@@ -20,7 +20,7 @@ from api.store.images import Image, Made
 from api.store.search import Query
 from api.store.store import Store
 from api.store.tables import blobs, image_collections, image_tags, image_words, images, sessions, tags, words
-from api.store.texts import split_words
+from api.store.texts import check_tag, split_words
 from tests.databases import KINDS, new_url
 
 pytestmark = pytest.mark.anyio
@@ -255,6 +255,11 @@ async def test_tags(store: Store) -> None:
 
 
 # --- search
+
+
+@pytest.mark.parametrize("tag", ["ß\u0301", "İ", "ŉ\u0308", " Two  words "])
+def test_a_tags_form_has_the_same_form(tag: str) -> None:
+    assert check_tag(check_tag(tag)) == check_tag(tag)
 
 
 def test_words() -> None:

@@ -25,7 +25,8 @@ def split_words(text: str) -> list[str]:
 
 def check_tag(tag: str) -> str:
     """A tag in the one form it is stored in. Raises ``BadInput``."""
-    form = " ".join(unicodedata.normalize("NFC", tag[:1000]).casefold().split())
+    folded = unicodedata.normalize("NFC", tag[:1000]).casefold()
+    form = " ".join(unicodedata.normalize("NFC", folded).split())  # folded letters may have marks to join: the form's form is the form
     if not 1 <= len(form) <= 64 or not form.isprintable():
         raise BadInput(f"found the tag {tag[:80]!r}; use 1 to 64 printable characters")
     return form
