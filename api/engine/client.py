@@ -128,7 +128,8 @@ class Engine(Transport):
             try:
                 self.link.send(entry.submit)
             except BadInput as error:  # its own fault alone, also where it is sent with all others
-                entry.answer.set_exception(error)
+                fault = error
+                self.settle(entry.submit.id, lambda answer: answer.set_exception(fault))
 
     async def info(self, model_id: str) -> Info:
         """What the model is; waits while it is loaded for the first time. Raises ``NotReady`` if it cannot be."""
