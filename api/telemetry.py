@@ -43,6 +43,8 @@ MEASURES = {
     "batches": Measure("Batches computed", ("model",)),
     "batch_size": Measure("Pictures in a batch", ("model",), (1, 2, 4, 8, 16, 32, 64, 128, 256)),
     "queue_seconds": Measure("Time that a picture waited for its device", ("model",), SECONDS),
+    "batch_seconds": Measure("Time in which a batch was computed", ("model",), SECONDS),
+    "encode_seconds": Measure("Time in which a picture was encoded", ("model",), SECONDS),
     "reloads": Measure("Changed configurations that were applied, or refused", ("outcome",)),
     "engine_restarts": Measure("Engine processes that replaced one that had died", ("device",)),
 }

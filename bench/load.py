@@ -1,8 +1,8 @@
 """A load generator that costs little: CLIENTS connections, each sending its next request when the last is answered.
 
-``python -m bench.load URL CLIENTS SECONDS [BODY]`` prints JSON: answers a second, milliseconds, statuses. ``{seed}`` in the URL or
-in BODY becomes a different number each time. A lone client waits in the kernel, without an event loop, whose own way to an answer
-is not the server's: its clock runs from the bytes of the request to those of the answer.
+``python -m bench.load URL CLIENTS SECONDS [BODY]`` prints JSON: answers a second, milliseconds (quantiles and the mean), statuses.
+``{seed}`` in the URL or in BODY becomes a different number each time. A lone client waits in the kernel, without an event loop, whose
+own way to an answer is not the server's: its clock runs from the bytes of the request to those of the answer.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def main(url: str, clients: int, seconds: float, body: str | None) -> None:
     spent = time.perf_counter() - begun
     times.sort()
     quantiles = {f"p{share}": 1000 * times[int(len(times) * share / 100)] for share in (50, 95, 99)}
-    print(json.dumps({"rate": len(times) / spent, **quantiles, "statuses": statuses}))
+    mean = 1000 * sum(times) / len(times)
+    print(json.dumps({"rate": len(times) / spent, **quantiles, "mean": mean, "statuses": statuses}))
 
 
 if __name__ == "__main__":

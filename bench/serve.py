@@ -15,12 +15,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from bench.numbers import read_numbers
 from bench.raw import BETWEEN
 from tests.serving import ROOT, free_port
 
 CLIENTS = (1, 8, 32)
+OWN, MADE = ("stylegan_batch_seconds_sum", "stylegan_encode_seconds_sum"), "stylegan_pictures_total"
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", default="faces")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--workers", type=int, default=1, help="web workers; more than one needs gunicorn")
-    parser.add_argument("--rounds", type=int, default=2, help="the best of so many")
+    parser.add_argument("--rounds", type=int, default=2, help="the best of so many; 0: only the turns")
     parser.add_argument("--turns", type=int, default=6, help="of one client and of the bare engine, side by side; 0: no such comparison")
     parser.add_argument("--starts", type=int, default=3, help="of both for these turns: one process is faster than the next")
     options = parser.parse_args(argv)
@@ -39,7 +41,8 @@ def main(argv: list[str]) -> int:
         run_server(options, rows["this server"])
         for encoder, name in (("ours", "LitServe, our encoder"), ("pillow", "LitServe, Pillow")):
             run_peer(options, encoder, rows[name])
-    report(options.model, raws, rows)
+    if raws:
+        report(options.model, raws, rows)
     if options.turns:
         compare(options)
     return 0
@@ -55,33 +58,56 @@ def run_server(options: argparse.Namespace, found: dict[int, dict[str, Any]]) ->
         press(f"http://127.0.0.1:{port}/{options.model}/generate?seed={{seed}}", None, options.seconds, found)
 
 
+class Turn(NamedTuple):
+    """Milliseconds of a picture."""
+
+    bare: Sequence[float]
+    """Model and encoder without a server, in the three ways of ``bench.raw``; medians."""
+    served: float
+    """To a lone client; the median."""
+    whole: float
+    """The same, the mean."""
+    own: float
+    """What model and encoder took of that, by the server's own clock; the mean."""
+
+
 def compare(options: argparse.Namespace) -> None:
-    """What a lone request takes more than model and encoder, in neighbouring turns: the machine changes by the minute."""
+    """What a lone request takes more than model and encoder, in neighbouring turns: the machine changes by the minute.
+
+    More than these took for that very request, and than they take without a server, where nothing else cools their caches.
+    """
     turns = [turn for _ in range(options.starts) for turn in take_turns(options)]
-    *alone, served = (statistics.median(times) for times in zip(*turns, strict=True))
-    print(f"\none client, {len(turns)} turns: {served:.2f} ms")
-    names = ("by one core, one after the other", "by a team, one after the other", f"by a team, {1000 * BETWEEN:g} ms apart")
-    for place, (name, own) in enumerate(zip(names, alone, strict=True)):
-        low, middle, high = statistics.quantiles([turn[-1] - turn[place] for turn in turns], n=4)
-        print(f"model and encoder, {name}: {own:.2f} ms; {middle:.2f} ms more ({low:.2f} … {high:.2f})")
+    print(f"\none client, {len(turns)} turns: {statistics.median(turn.served for turn in turns):.2f} ms")
+    tell("in these requests", [turn.own for turn in turns], [turn.whole for turn in turns])
+    for place, name in enumerate(("by one core in a loop", "by a team in a loop", f"by a team, {1000 * BETWEEN:g} ms apart")):
+        tell(name, [turn.bare[place] for turn in turns], [turn.served for turn in turns])
 
 
-def take_turns(options: argparse.Namespace) -> list[tuple[float, ...]]:
-    """Milliseconds of the bare engine, in the three ways of ``bench.raw``, and of the server."""
-    port, found = free_port(), []
+def tell(name: str, own: Sequence[float], served: Sequence[float]) -> None:
+    low, middle, high = statistics.quantiles([whole - part for whole, part in zip(served, own, strict=True)], n=4)
+    print(f"model and encoder, {name}: {statistics.median(own):.2f} ms; {middle:.2f} ms more ({low:.2f} … {high:.2f})")
+
+
+def take_turns(options: argparse.Namespace) -> list[Turn]:
+    """Each turn of the bare engine and of the server, one after the other."""
+    port, found = free_port(), list[Turn]()
     command = [sys.executable, "-m", "bench.raw", options.config, options.model, "1", "turns"]
     environment = {"STYLEGAN_TOML": options.config, "PORT": str(port)}
-    url = f"http://127.0.0.1:{port}/{options.model}/generate?seed={{seed}}"
+    root = f"http://127.0.0.1:{port}"
     with (
         subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bare,
-        running([sys.executable, "main.py"], environment, f"http://127.0.0.1:{port}/readyz"),
+        running([sys.executable, "main.py"], environment, f"{root}/readyz"),
     ):
         assert bare.stdin is not None
         assert bare.stdout is not None
         for _ in range(options.turns + 1):
             print(file=bare.stdin, flush=True)
-            alone = map(float, bare.stdout.readline().split())
-            found.append((*alone, measure(["bench.load", url, "1", "1"])["p50"]))
+            alone = [float(word) for word in bare.stdout.readline().split()]
+            before = read_numbers(root, options.model)
+            told = measure(["bench.load", f"{root}/{options.model}/generate?seed={{seed}}", "1", "1"])
+            after = read_numbers(root, options.model)
+            own = sum(after[name] - before.get(name, 0.0) for name in OWN) / (after[MADE] - before.get(MADE, 0.0))
+            found.append(Turn(alone, told["p50"], told["mean"], 1000 * own))
         bare.stdin.close()
     return found[1:]  # the first turn warms up
 

@@ -96,7 +96,7 @@ class Ear:
     def progressed(self, ticket: Ticket, index: int, total: int, previews: Previews | None) -> None:
         self.steps.append(index)
 
-    def finished(self, batch: Sequence[Ticket], outputs: Sequence[Output]) -> None:
+    def finished(self, batch: Sequence[Ticket], outputs: Sequence[Output], seconds: float) -> None:
         for ticket, output in zip(batch, outputs, strict=True):
             self.note(ticket, output)
 

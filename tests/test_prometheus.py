@@ -50,6 +50,9 @@ def test_metrics_of_a_server_that_has_worked(tmp_path: Path) -> None:
     assert found["stylegan_model_ready", "plain"] == 1
     assert found["stylegan_model_ready", "none"] == 0
     assert found["stylegan_queue_seconds_sum", "plain"] > 0
+    assert found["stylegan_batch_seconds_count", "plain"] == 2
+    assert found["stylegan_batch_seconds_sum", "plain"] > found["stylegan_encode_seconds_sum", "plain"] > 0
+    assert found["stylegan_encode_seconds_count", "plain"] == 2
 
 
 def test_rules_are_valid_and_fire(tmp_path: Path) -> None:

@@ -179,7 +179,8 @@ class Host:
         else:
             self.post({ticket.peer: pack(Progress(ticket.id, index, total))})
 
-    def finished(self, batch: Sequence[Ticket], outputs: Sequence[Output]) -> None:
+    def finished(self, batch: Sequence[Ticket], outputs: Sequence[Output], seconds: float) -> None:
+        self.telemetry.observe("batch_seconds", seconds, model=batch[0].job.model)
         pairs = [(request, output) for request, output in zip(batch, outputs, strict=True) if isinstance(request, Request)]
         self.trace([request for request, _ in pairs])
         # A hand-over between threads costs as much as a small PNG, and encoders would take their time from the cores that compute, and the
@@ -220,11 +221,12 @@ class Host:
         self.post({request.peer: pack(Progress(request.id, index, total, data))})
 
     def answer(self, request: Request, output: Output) -> bytes:
-        begun = time.time_ns()
+        begun, since = time.time_ns(), time.monotonic()
         try:
             data = encode(output.image, request.encoding, request.recipe)
         except Exception as error:
             return pack(fail(request.id, explain(error)))
+        self.telemetry.observe("encode_seconds", time.monotonic() - since, model=request.job.model)
         if request.trace is not None:
             model = request.job.model
             self.tracing.record("queue", request.came, request.begun, request.trace, model=model)

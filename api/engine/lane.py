@@ -38,12 +38,12 @@ NOBODY = -1  # no turn is as early
 class Listener(Protocol):
     """Told on the lane's thread what becomes of tickets; each ticket ends in ``finished`` or ``failed``, once.
 
-    ``previews`` gives the ticket's own preview alone.
+    ``previews`` gives the ticket's own preview alone, ``seconds`` is what the batch took.
     """
 
     def started(self, batch: Sequence[Ticket]) -> None: ...
     def progressed(self, ticket: Ticket, index: int, total: int, previews: Previews | None) -> None: ...
-    def finished(self, batch: Sequence[Ticket], outputs: Sequence[Output]) -> None: ...
+    def finished(self, batch: Sequence[Ticket], outputs: Sequence[Output], seconds: float) -> None: ...
     def failed(self, ticket: Ticket, error: ServerError) -> None: ...
 
 
@@ -316,6 +316,7 @@ class Lane:
     def compute(self, batch: Sequence[Ticket]) -> None:
         """Runs one batch and delivers what came of it."""
         self.listener.started(batch)
+        begun = time.monotonic()
         try:
             outputs = self.attempt(batch)
         except Cancelled:
@@ -323,7 +324,7 @@ class Lane:
         except Exception as error:
             self.recover(batch, error)
         else:
-            self.listener.finished(batch, outputs)
+            self.listener.finished(batch, outputs, time.monotonic() - begun)
 
     def attempt(self, batch: Sequence[Ticket]) -> Sequence[Output]:
         model = self.shelf.bring(batch[0].job.model)

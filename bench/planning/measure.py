@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.conf import Config, ModelConf, load_config
+from bench.numbers import read_numbers
 from bench.planning.arrivals import Trace, poisson, write
 from bench.planning.costs import Cost, Costs
 from bench.planning.simulate import simulate
@@ -74,13 +75,8 @@ class Served:
 
     def batches(self) -> tuple[float, float]:
         """Batches and pictures so far; the engine tells them twice a second."""
-        time.sleep(1.2)
-        found = {}
-        for line in self.running.client.get("/metrics").text.splitlines():
-            for name in ("batch_size_count", "batch_size_sum"):
-                if name in line and f'"{self.model}"' in line:
-                    found[name] = float(line.split()[-1])
-        return found.get("batch_size_count", 0.0), found.get("batch_size_sum", 0.0)
+        found = read_numbers(self.running.url, self.model)
+        return found.get("stylegan_batch_size_count", 0.0), found.get("stylegan_batch_size_sum", 0.0)
 
 
 def cpu_of(task: str) -> float:
