@@ -16,6 +16,7 @@ from api.engine.codec import Encoding
 from api.engine.wire import Picture, Progress, Started, Submit
 from api.models.base import Info
 from api.models.jobs import Job
+from api.models.pictures import has_picture, slim
 from api.tracing import CURRENT
 
 DEATHS = 2  # of what computes a request, after which it is refused
@@ -72,6 +73,8 @@ class Transport(ABC):
         ``previews`` times with a small picture.
         """
         deadline = time.monotonic() + self.config.server.engine.deadline if deadline is None else deadline
+        if has_picture(job) and (info := self.infos.get(job.model)) is not None:
+            job = await asyncio.to_thread(slim, job, info)
         submit = Submit(
             id=next(self.numbers),
             job=job,  # type: ignore[arg-type]  # all kinds there are

@@ -19,11 +19,11 @@ from math import cos, pi
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from api.models.jobs import Pixels
+from api.models.pictures import middle_square, resize
 
 RATE = 0.1  # of w, in σ a step, and of noise maps
 WARM, COOL = 0.05, 0.25  # parts of the way over which the learning rate grows and falls
@@ -160,10 +160,5 @@ def correlation(plane: Tensor) -> Tensor:
 
 def as_target(picture: Pixels, side: int) -> Tensor:
     """uint8 (H, W, 3) ↦ its middle square as (1, 3, side, side) in [0, 1]."""
-    height, width = picture.shape[:2]
-    least = min(height, width)
-    top, left = (height - least) // 2, (width - least) // 2
-    square = Image.fromarray(np.ascontiguousarray(picture[top : top + least, left : left + least, :3]))
-    if least != side:
-        square = square.resize((side, side), Image.Resampling.LANCZOS)
+    square = resize(middle_square(picture), side, side)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 255

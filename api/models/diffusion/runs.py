@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -19,6 +18,7 @@ from api.models.diffusion.pipelines import Pipeline, network_of, quiet
 from api.models.diffusion.steadiness import ROWS
 from api.models.diffusion.texts import Texts, Told
 from api.models.jobs import Diffuse, Pixels
+from api.models.pictures import resize
 
 SMALL = 16 * 16  # latents that are decoded for a preview; larger ones are mapped to colours one by one
 PROBE = 32
@@ -82,10 +82,14 @@ class Run:
         """Initial pictures (N, 3, H, W) and masks (N, 1, H, W) in [0, 1]."""
         found = {}
         if self.mode != "txt2img":
-            found["image"] = torch.cat([as_tensor(resize(job.image, self.width, self.height)) for job in self.jobs])
+            found["image"] = torch.cat([self.take(job.image) for job in self.jobs])
         if self.mode == "inpaint":
-            found["mask_image"] = torch.cat([as_tensor(resize(job.mask, self.width, self.height)) for job in self.jobs])
+            found["mask_image"] = torch.cat([self.take(job.mask) for job in self.jobs])
         return found
+
+    def take(self, picture: Pixels | None) -> Tensor:
+        assert picture is not None  # the mode says so
+        return as_tensor(resize(picture, self.width, self.height))
 
     def texts_at(self, index: int) -> dict[str, Tensor]:
         """What the pipeline is told of the prompts before the first step."""
@@ -139,13 +143,6 @@ class Run:
 def stack(told: Sequence[Told]) -> Told:
     pooled = [one.pooled for one in told if one.pooled is not None]
     return Told(torch.cat([one.tokens for one in told]), torch.cat(pooled) if pooled else None)
-
-
-def resize(picture: Pixels | None, width: int, height: int) -> Pixels:
-    assert picture is not None
-    if picture.shape[:2] == (height, width):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def as_tensor(picture: Pixels) -> Tensor:

@@ -11,7 +11,6 @@ import hashlib
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from api.models.diffusion.pipelines import Pipeline, load_pipeline, network_of, 
 from api.models.diffusion.runs import Decoder, Parts, Run
 from api.models.diffusion.texts import kind_of, texts_of
 from api.models.jobs import Diffuse, Job, Output, Pixels
+from api.models.pictures import near_size
 
 SEEDS = 1 << 32
 SMALLEST = 64
@@ -136,7 +136,7 @@ class Diffusion:
     def choose_size(self, job: Diffuse) -> tuple[int, int]:
         """What is asked for, else about the initial picture's size, else the model's own."""
         wished = {"width": job.width, "height": job.height}
-        own = self.native if job.image is None else self.fit(job.image.shape[1], job.image.shape[0])
+        own = self.native if job.image is None else near_size(job.image.shape[1], job.image.shape[0], self.info.extra)
         found = [own[i] if wished[name] is None else int(wished[name] or 0) for i, name in enumerate(wished)]
         smallest = min(SMALLEST, *self.native)
         for name, side in zip(wished, found, strict=True):
@@ -146,13 +146,6 @@ class Diffusion:
                     f"{name} is {side}; a multiple of {self.unit} is needed, such as {max(self.unit, side // self.unit * self.unit)}"
                 )
         return found[0], found[1]
-
-    def fit(self, width: int, height: int) -> tuple[int, int]:
-        """The nearest size that can be made, of about the same shape."""
-        scale = min(1.0, self.largest / max(width, height))
-        smallest = ceil(min(SMALLEST, *self.native) / self.unit) * self.unit
-        found = [max(smallest, round(side * scale / self.unit) * self.unit) for side in (width, height)]
-        return min(found[0], self.largest // self.unit * self.unit), min(found[1], self.largest // self.unit * self.unit)
 
     def check_strength(self, mode: str, strength: float | None) -> float | None:
         if mode == "txt2img":
