@@ -48,15 +48,16 @@ class Line:
 
 async def until_gone(line: Line | None, gone: Callable[[], Awaitable[None]], work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``; raises ``Cancelled``, and cancels it, once ``line`` is cut or, where there is no line, ``gone`` returns."""
-    if line is None:
-        line = Line()
-        leaving = asyncio.ensure_future(watch(line, gone))
+    if line is not None:
+        return await until_cut(line, work)
+    line = Line()
+    leaving = asyncio.ensure_future(watch(line, gone))
+    try:
         await asyncio.sleep(0)
-        try:
-            return await until_cut(line, work)
-        finally:
-            leaving.cancel()
-    return await until_cut(line, work)
+        return await until_cut(line, work)
+    finally:
+        leaving.cancel()
+        work.close()  # where it was not begun
 
 
 async def watch(line: Line, gone: Callable[[], Awaitable[None]]) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 READY = b"ready"
 LOOK = 0.2  # seconds
+HOLD = 20.0  # seconds that engines are held once new workers were called: they are imported for longer, at times, than engines linger
 NOTE = mmap.mmap(-1, 4096)
 """Where workers, who are forked, note their ``tmp_dir`` for the arbiter: a TOML that is broken does not tell it any more."""
 
@@ -39,6 +41,7 @@ class Reloading:
     def __init__(self, arbiter: Any) -> None:
         self.arbiter, self.reload = arbiter, arbiter.handle_hup
         self.child: subprocess.Popen[bytes] | None = None
+        self.holder: subprocess.Popen[bytes] | None = None  # the child before it, which may hold engines that nobody wants any more
         self.pipe = -1
 
     def __call__(self) -> None:
@@ -50,7 +53,9 @@ class Reloading:
             if word != READY:  # the one before has ended
                 return self.begin()
             self.reload()
-            child.terminate()
+            for told in filter(None, (child, self.holder)):
+                told.terminate()
+            self.holder = child
 
     def begin(self) -> None:
         # Neither standard output nor input: the new engines inherit the one, and workers, who are forked, the other.
@@ -69,12 +74,15 @@ class Reloading:
 
 
 async def prepare(config: Config, pipe: int) -> None:
-    """In the child: returns when the new workers are there. Raises ``ConfigError``."""
+    """In the child, which is told by SIGTERM that the new workers were called: returns when they have had time to come, or told so again.
+
+    Raises ``ConfigError``.
+    """
     from api.engine.client import Engine
     from api.engine.readiness import load_all
 
-    arbiter, over = os.getppid(), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    arbiter, called, over = os.getppid(), asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: (over if called.is_set() else called).set())
     # The models of a cluster are brought there by ``deploy``; here is nothing to load.
     engines = [Engine(config, device) for device in config.devices()] if config.cluster.engine == "local" else []
     serving = {engine.name for engine in engines if engine.path.exists()}
@@ -84,9 +92,12 @@ async def prepare(config: Config, pipe: int) -> None:
         await load_all(engines, serving)
         os.write(pipe, READY)
         os.kill(arbiter, signal.SIGHUP)
-        while not over.is_set() and os.getppid() == arbiter:
+        while not called.is_set() and os.getppid() == arbiter:
             await asyncio.sleep(LOOK)
         tell(config.server.tmp_dir, None)
+        end = time.monotonic() + HOLD
+        while not over.is_set() and os.getppid() == arbiter and time.monotonic() < end:
+            await asyncio.sleep(LOOK)
     finally:
         await asyncio.gather(*(engine.close() for engine in engines))
 

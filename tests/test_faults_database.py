@@ -16,6 +16,8 @@ import pytest
 
 from api.app import create_app
 from api.conf import load_config
+from api.routes.tasks import write_events
+from api.server import EVERYBODY
 from tests.databases import cluster
 from tests.faults import Proxy, Watch, draw_seed, proper, wait_for
 from tests.serving import Crowd, Running, serve
@@ -182,3 +184,36 @@ def test_a_database_that_comes_later_is_used(tmp_path: Path) -> None:
     with Proxy(database.folder / ".s.PGSQL.5432") as network:
         network.fail()
         asyncio.run(act(network))
+
+
+def test_event_streams_end_without_it_and_are_no_failures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    database = cluster()
+    name = database.create().partition("@/")[2].partition("?")[0]
+
+    async def act(network: Proxy) -> None:
+        url = f"postgresql://{database.user}@127.0.0.1:{network.port}/{name}"
+        app = create_app(load_config(write(tmp_path, server={"engine": {"linger": 0.1}}, store={"url": url})))
+        async with app.router.lifespan_context(app) as state, asyncio.timeout(60):
+            server = (state or {})["server"]
+            await server.keeping.wait()
+            task = await (await server.store()).tasks.create(EVERYBODY, "generate", {"model": "plain", "seed": 1}, None, ())
+            stream = write_events(server, task, 0)
+            assert (await anext(stream)).startswith("retry")
+            network.fail()
+            assert not [line async for line in stream if "finished" in line]
+            scope: dict[str, Any] = {"type": "websocket", "path": "/events", "headers": [], "query_string": b"", "subprotocols": [], "state": state}
+            told: list[Any] = []
+
+            async def connect() -> Any:
+                return {"type": "websocket.connect"}
+
+            async def note(message: Any) -> None:
+                told.append(message)
+
+            await app(scope, connect, note)
+            assert [(message["type"], message["code"]) for message in told] == [("websocket.close", 1008)]
+            network.mend()
+
+    with Proxy(database.folder / ".s.PGSQL.5432") as network:
+        asyncio.run(act(network))
+    assert not [record for record in caplog.records if record.name == "api.journal"]

@@ -213,6 +213,24 @@ def test_late_and_abandoned_jobs_never_run(setup: Setup) -> None:
     assert setup.model.batches == [[3]]
 
 
+def test_whom_nobody_waits_for_takes_no_place(setup: Setup) -> None:
+    setup.lane.max_queue = 2
+    left, late = setup.submit(1), setup.submit(2, wait=0.2)
+    with pytest.raises(Busy):
+        setup.submit(3)
+    setup.lane.cancel(left)
+    setup.submit(4)
+    assert isinstance(setup.ear.results.pop(1), Cancelled)
+    with pytest.raises(Busy):
+        setup.submit(5)
+    time.sleep(max(0.0, late.deadline - time.monotonic()))
+    setup.submit(6)
+    assert isinstance(setup.ear.results.pop(2), Expired)
+    setup.thread.start()
+    setup.ear.wait(2)
+    assert setup.model.batches == [[4, 6]]
+
+
 def test_a_bad_job_fails_alone(setup: Setup) -> None:
     for seed in range(4):
         setup.submit(seed, trouble="breaks" if seed == 2 else "")

@@ -124,6 +124,17 @@ def test_what_is_broken_changes_nothing_and_says_why(config: Path, kind: str) ->
         assert counted(server, "refused") == 3
 
 
+def test_engines_are_held_until_the_new_workers_are_there(config: Path) -> None:
+    """They take seconds to be imported, and the old ones may have left before."""
+    config.write_text(config.read_text().replace("linger = 1.0", "linger = 0.05"))
+    with serve(config, workers=2) as server:
+        before, (engine,) = children(server.process.pid), server.engines()
+        assert reload(config).returncode == 0
+        until(lambda: not before - {engine} & children(server.process.pid))
+        assert models(server) == ["plain", "other"]
+        assert server.engines() == [engine]
+
+
 def test_who_asked_is_told_of_any_failure(config: Path) -> None:
     """The child of gunicorn that prepares a reload cannot tell of it, as its pipe is none."""
     with serve(config, workers=1):

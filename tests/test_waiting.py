@@ -95,6 +95,21 @@ def test_work_is_answered_and_nothing_is_left_behind(with_line: bool) -> None:
     asyncio.run(check())
 
 
+def test_who_cancels_the_request_at_once_leaves_nothing_behind() -> None:
+    async def check() -> None:
+        client, work = Client(with_line=False), Work()
+        task = client.work(work)
+        await asyncio.sleep(0)  # it is about to hear whether the client is still there
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await settle()
+        assert len(asyncio.all_tasks()) == 1
+        assert not work.begun
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize("with_line", [True, False])
 @pytest.mark.parametrize("leaves", [True, False])
 def test_who_cancels_the_request_itself_is_obeyed(with_line: bool, leaves: bool) -> None:

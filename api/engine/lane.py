@@ -36,7 +36,7 @@ NOBODY = -1  # no turn is as early
 
 
 class Listener(Protocol):
-    """Told on the lane's thread what becomes of tickets; each ticket ends in ``finished`` or ``failed``, once.
+    """Told what becomes of tickets, on the lane's threads and on those that submit; each ticket ends in ``finished`` or ``failed``, once.
 
     ``previews`` gives the ticket's own preview alone, ``seconds`` is what the batch took.
     """
@@ -107,12 +107,16 @@ class Lane:
             self.want(ticket.job.model)
         ticket.arrived = time.monotonic()
         with self.guard:
-            if self.closing or len(self.queue.waiting) >= self.max_queue:
-                raise Busy()
-            if self.at_work or self.queue.waiting:
-                self.crowded = ticket.arrived
-            self.queue.add(ticket)
-            self.call()
+            # Whom nobody waits for any more takes no place from those who come.
+            dead = self.queue.sweep(ticket.arrived) if len(self.queue.waiting) >= self.max_queue else []
+            if has_room := not self.closing and len(self.queue.waiting) < self.max_queue:
+                if self.at_work or self.queue.waiting:
+                    self.crowded = ticket.arrived
+                self.queue.add(ticket)
+                self.call()
+        self.bury(dead)
+        if not has_room:
+            raise Busy()
 
     def call(self) -> None:
         """Wakes a thread for a ticket that has come: the first one if it can be, since it alone can begin everything."""

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Header, Query, Response, WebSocket, WebSock
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from api import errors
-from api.errors import ServerError
+from api.errors import Busy, ServerError
 from api.history.origin import Origin
 from api.routes.diffusion import check_prompts
 from api.routes.parts import TheCaller, TheOwner, TheServer, find_model, identify_owner, responses
@@ -116,26 +116,29 @@ async def task_events(
 
 
 async def write_events(server: Server, task: Task, since: int) -> AsyncIterator[str]:
+    """Ends before the last event where the database cannot be asked: clients come back for the rest."""
     yield "retry: 1000\n\n"
-    async with follow(server, (await server.store()).events.follow(task.id, since)) as stream:
-        while not stream.over:
-            for event in (events := await stream.take(SILENCE)):
-                yield f"id: {event.number}\nevent: {event.kind}\ndata: {json.dumps(tell(event))}\n\n"
-            if not events and not stream.over:
-                yield ": \n\n"
+    with contextlib.suppress(Busy):
+        async with follow(server, (await server.store()).events.follow(task.id, since)) as stream:
+            while not stream.over:
+                for event in (events := await stream.take(SILENCE)):
+                    yield f"id: {event.number}\nevent: {event.kind}\ndata: {json.dumps(tell(event))}\n\n"
+                if not events and not stream.over:
+                    yield ": \n\n"
 
 
 @router.websocket("/events")
 async def all_events(websocket: WebSocket, since: Annotated[int | None, Query(ge=0, le=2**62)] = None) -> None:
     """All events of the user's tasks; ``since`` is the ``id`` of the last one that is known, without it only new ones are sent."""
     server: Server = websocket.state.server
-    try:
-        owner = identify_owner(websocket)
-        events = (await server.store()).events
-    except ServerError as error:
-        await websocket.close(1008, str(error.detail)[:120])  # before accepting: the client sees 403
-        return
-    async with follow(server, events.follow_owner(owner, since)) as stream:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            owner = identify_owner(websocket)
+            events = (await server.store()).events
+            stream = await stack.enter_async_context(follow(server, events.follow_owner(owner, since)))
+        except ServerError as error:
+            await websocket.close(1008, str(error.detail)[:120])  # before accepting: the client sees 403
+            return
         await websocket.accept()
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(send_events(websocket, stream))
@@ -144,7 +147,7 @@ async def all_events(websocket: WebSocket, since: Annotated[int | None, Query(ge
 
 
 async def send_events(websocket: WebSocket, stream: Stream[Stored]) -> None:
-    with contextlib.suppress(WebSocketDisconnect):
+    with contextlib.suppress(WebSocketDisconnect, Busy):
         while not stream.over:
             for event in await stream.take():
                 await websocket.send_json(tell(event))
