@@ -201,7 +201,14 @@ def test_event_streams_end_without_it_and_are_no_failures(tmp_path: Path, caplog
             assert (await anext(stream)).startswith("retry")
             network.fail()
             assert not [line async for line in stream if "finished" in line]
-            scope: dict[str, Any] = {"type": "websocket", "path": "/events", "headers": [], "query_string": b"", "subprotocols": [], "state": state}
+            scope: dict[str, Any] = {
+                "type": "websocket",
+                "path": "/events",
+                "headers": [],
+                "query_string": b"",
+                "subprotocols": [],
+                "state": state,
+            }
             told: list[Any] = []
 
             async def connect() -> Any:

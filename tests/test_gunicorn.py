@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import itertools
@@ -54,7 +55,14 @@ class Crowd(serving.Crowd):
 
 
 def children(pid: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    """Those processes of gunicorn's that serve; one that sees to a HUP does not, and stays for a while."""
+    return {child for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) if serves(child)}
+
+
+def serves(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"guni.reloading" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def until(condition: Any, seconds: float = 60.0) -> None:

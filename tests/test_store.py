@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import contextlib
 import random
 import time
@@ -443,6 +444,24 @@ async def test_cancelled_callers_leave_the_database_usable(store: Store) -> None
     assert {task.id for task in made} == {event.task_id for event in told}
     assert len(told) == len(made)
     await store.tasks.create("ann", "x", {"n": "last"})
+
+
+async def test_a_worker_that_leaves_while_it_takes_a_task_leaves_the_task(store: Store) -> None:
+    """Whenever that is: nobody waits for the lease of a worker that has never known of it."""
+    await store.tasks.create("ann", "x", {})
+    for turns in itertools.count():
+        taking = asyncio.create_task(store.queue.claim("leaves", 60))
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+        taken = not taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
+        if taken:
+            break
+        claim = await store.queue.claim("stays", 60)
+        assert claim is not None, f"the task is lost for a minute by a cancel after {turns / 2} ms"
+        assert claim.task.attempts == 1
+        await store.queue.release(claim)
+    assert turns > 3
 
 
 # --- events

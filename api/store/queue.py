@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -64,7 +65,17 @@ class Queue:
                 await connection.execute(sa.update(tasks).where(endless).values(lease_until=Now() + lease))
         while lost and monotonic() >= self.trusting and await self.reap(overdue):
             waiting = True
-        return await self.begin(worker, lease) if waiting else None
+        if not waiting:
+            return None
+        beginning = asyncio.ensure_future(self.begin(worker, lease))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # What was committed nevertheless would be nobody's until the lease has run out.
+            with suppress(LeaseLost, Busy):
+                if (claim := await beginning) is not None:
+                    await self.release(claim)
+            raise
 
     def has_jumped(self, asked: float, now: float) -> bool:
         """Whether the database's clock was set forward since the last look, or this host slept: leases look overdue that are not."""
