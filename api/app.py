@@ -46,7 +46,7 @@ from api.routes import (
 )
 from api.routes.docs import add_docs
 from api.routes.shortcut import Shortcut
-from api.schemas.openai import envelope, envelope_faults, is_openai
+from api.schemas.openai import envelope, envelope_faults, is_openai, status_of
 from api.server import Server
 from api.shedding import Door, Shed, find_computing
 from api.tasks import working
@@ -108,7 +108,7 @@ def create_app(config: Config, environment: Environment | None = None) -> FastAP
         telemetry={"tracing": False, "metrics": False, "logs": False},  # api/tracing.py and api/telemetry.py know more
         lifespan=lifespan,
     )
-    app.openapi = lambda: state_bounds(FastAPI.openapi(app), config)  # type: ignore[method-assign]
+    app.openapi = lambda: state_faults(state_bounds(FastAPI.openapi(app), config))  # type: ignore[method-assign]
     add_docs(app, docs=config.docs, redoc=config.redoc)
     for router in ROUTERS:
         app.include_router(router)
@@ -172,12 +172,21 @@ def bound(schema: dict[str, Any], length: int) -> None:
             part["maxLength"] = length
 
 
+def state_faults(document: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of OpenAPI what FastAPI says of itself: under /v1 invalid input gets 400, which its routes declare."""
+    for path, methods in document["paths"].items():
+        for operation in methods.values() if is_openai(path) else ():
+            operation["responses"].pop("422", None)
+    return document
+
+
 async def tell_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServerError)
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    return JSONResponse(shape(request, error.status, error.detail, error.code), error.status, headers)
+    status = status_of(request.url.path, error.status)
+    return JSONResponse(shape(request, status, error.detail, error.code), status, headers)
 
 
 async def tell_invalid(request: Request, error: Exception) -> Response:

@@ -127,6 +127,8 @@ def init(folder: Path, target: Path, *, force: bool = False) -> None:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is not a folder")
     refuse_existing(target, force)
+    if is_foreign(os.path.relpath(folder, target.parent)):
+        raise ConfigError(f"{folder}: its path from {target.parent} cannot stand in a TOML file, which is UTF-8")
     models: dict[str, dict[str, Any]] = {}
     lines: list[str] = []
     for path, description in find_checkpoints(folder):
@@ -250,14 +252,22 @@ def find_checkpoints(folder: Path) -> Iterator[tuple[Path, Description]]:
 
 
 def candidates(folder: Path) -> Iterator[Path]:
-    """Files, and folders (which are then not searched), whose beginning is that of a checkpoint."""
+    """Files, and folders (which are then not searched), whose beginning is that of a checkpoint; an impossible name is told of."""
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.isprintable():
+        if path.name.startswith("."):
             continue
-        if is_checkpoint(path):
+        found, inner = is_checkpoint(path), path.is_dir() and not path.is_symlink()
+        if (found or inner) and not path.name.isprintable():
+            print(printable(f"passed over: {path}: its name is not printable UTF-8"), file=sys.stderr)
+        elif found:
             yield path
-        elif path.is_dir() and not path.is_symlink():
+        elif inner:
             yield from candidates(path)
+
+
+def is_foreign(name: str) -> bool:
+    """Whether it has bytes that are not UTF-8: Python keeps them as lone surrogates."""
+    return name.encode(errors="replace").decode() != name
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -316,7 +316,7 @@ def example_job(info: Info) -> Job:
     mode = info.extra["modes"][0]
     image, mask = None if mode == "txt2img" else grey, white if mode == "inpaint" else None
     steps = min(8, info.extra["steps"])
-    return Diffuse(model=info.id, seed=EXAMPLE_SEED, prompt=info.description or info.name, steps=steps, image=image, mask=mask)
+    return Diffuse(model=info.id, seed=EXAMPLE_SEED, prompt=info.extra["example"], steps=steps, image=image, mask=mask)
 
 
 async def open_store(config: Config) -> Store:

@@ -170,7 +170,6 @@ def test_init_serves_what_it_finds(tiny: Path, capsys: pytest.CaptureFixture[str
     (folder / "notes.txt").write_text("no checkpoint")
     (folder / "loop").symlink_to(folder)
     os.mkfifo(folder / "pipe")
-    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.hdf5")).write_bytes(tiny.read_bytes())
     status, out, err = call(capsys, "init", folder)
     assert (status, err) == (0, "")
     config = load_config(folder / "config.toml")
@@ -207,6 +206,44 @@ def test_init_passes_over_what_cannot_be_read(tiny: Path, capsys: pytest.Capture
     assert status == 0
     assert err.startswith(f"passed over: {tiny.parent / 'half.hdf5'}: ")
     assert list(load_config(tiny.with_name("config.toml")).models) == ["tiny"]
+
+
+def test_init_passes_over_names_that_are_not_utf_8(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.parent
+    for name in (b"caf\xe9.hdf5", b"caf\xe9.txt", b"s\xe9/x.hdf5"):
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"" if path.suffix == ".txt" else tiny.read_bytes())
+    status, _, err = call(capsys, "init", folder)
+    assert status == 0
+    told = [f"passed over: {folder}/{name}: its name is not printable UTF-8" for name in ("caf\\udce9.hdf5", "s\\udce9")]
+    assert err.splitlines() == told
+    assert list(load_config(folder / "config.toml").models) == ["tiny"]
+
+
+def test_paths_that_are_not_utf_8_are_taken_or_told_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    checkpoint = tiny.rename(folder / "tiny.hdf5")
+    assert call(capsys, "init", folder)[::2] == (0, "")
+    assert load_config(folder / "config.toml").models["tiny"].file == checkpoint
+    status, out, err = call(capsys, "check", folder / "config.toml")
+    assert (status, err) == (0, "")
+    assert "caf\\udce9/tiny.hdf5" in out
+    assert call(capsys, "info", checkpoint)[::2] == (0, "")
+    assert json.loads(call(capsys, "info", "--json", checkpoint)[1])["file"] == str(checkpoint)
+    # Only a TOML file elsewhere has to say the folder's name.
+    fails(capsys, r".*/caf\\udce9: its path from .* cannot stand in a TOML file, which is UTF-8", "init", folder, "-o", tmp_path / "o.toml")
+    fails(capsys, r".*/caf\\udce9/none: cannot be read: No such file or directory", "info", folder / "none")
+    fails(capsys, r".*/caf\\udce9/none: cannot be read: No such file or directory", "check", folder / "none")
+    fails(capsys, r".*/caf\\udce9/none: is not a folder", "init", folder / "none")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:600])
+    damaged = run("info", checkpoint, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})  # as most locales have it
+    assert (damaged.returncode, damaged.stderr.count("\n")) == (2, 1), damaged.stderr
+    assert "caf\\udce9/tiny.hdf5: " in damaged.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name}
+    done = run("init", folder, "-o", tmp_path / "o.toml")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_init_needs_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -551,8 +551,9 @@ def test_loras_change_the_picture_by_their_weight(models: dict[str, Diffusion], 
     }
     assert np.abs(images[0.0].astype(int) - plain).max() <= 1
     assert np.abs(images[1.0].astype(int) - plain).max() > 2
-    with pytest.raises(ConfigError, match="none of this name"):
-        load(saved["sd"], loras={str(tmp_path / "absent.safetensors"): 1.0})
+    for name in ("absent.safetensors", "x" * 300 + ".safetensors", "x" * 5000):
+        with pytest.raises(ConfigError, match="none of this name"):
+            load(saved["sd"], loras={str(tmp_path / name): 1.0})
 
 
 def write_lora(pipeline: Any, file: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,32 @@ def test_a_browser_gets_the_picture_itself(server: Running) -> None:
     assert server.client.get("/txt2img").status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("path", "change", "place"),
+    [
+        ("txt2img", {"prompt": "x" * 301}, "prompt"),
+        ("txt2img", {"negative_prompt": "x" * 301}, "negative_prompt"),
+        ("txt2img", {"number_of_images": 2}, "number_of_images"),
+        ("txt2img", {"steps": 151}, "steps"),
+        ("txt2img", {"steps": 9, "model": "turbo"}, None),
+        ("txt2img", {"scheduler": "none"}, None),
+        ("txt2img", {"model": "plain"}, None),
+        ("img2img", {"prompt": "x" * 301}, "prompt"),
+        ("img2img", {"width": 8192}, None),
+        ("inpaint", {"prompt": "x" * 301}, "prompt"),
+        ("inpaint", {"safe": True}, None),
+    ],
+)
+def test_what_is_wrong_with_a_query_is_told_as_the_query_s(server: Running, path: str, change: dict[str, Any], place: str | None) -> None:
+    pictures = {} if path == "txt2img" else {"initial_image": upload(server, encode(noise()))}
+    pictures |= {"mask": upload(server, encode(LEFT))} if path == "inpaint" else {}
+    answer = server.client.get(f"/{path}", params=QUICK | pictures | change)
+    assert answer.status_code == 422, answer.text
+    (fault,) = answer.json()["detail"]
+    assert fault["loc"] == (["query"] if place is None else ["query", place])
+    assert fault["msg"]
+
+
 def upload(server: Running, data: bytes) -> str:
     blob_id: str = server.client.post("/blob", content=data).json()
     return blob_id
@@ -284,3 +311,18 @@ def test_a_running_task_is_cancelled_within_a_step(server: Running) -> None:
     *_, before, last = events(server, task_id)
     assert last["event_type"] == "cancelled"
     assert before["step"] < 150
+
+
+def test_a_large_picture_travels_as_small_as_it_is_used(server: Running) -> None:
+    """On its way to the engine it would hold up all others."""
+    (engine,) = server.engines()
+
+    def read() -> int:
+        return int(Path(f"/proc/{engine}/io").read_text().split()[1])
+
+    before = read()
+    photograph = text(encode(noise((310, 310)), "JPEG"))
+    mask = text(encode(noise((310, 310), 4)[:, :, 0]))
+    answer = server.client.post("/inpainting/", json=QUICK | {"image": photograph, "mask_image": mask, "steps": 1, "strength": 1.0})
+    assert answer.status_code == 200, answer.text
+    assert 64 * 64 * 4 <= read() - before < 310 * 310  # a quarter of the two; the engine reads other things, too

@@ -61,7 +61,7 @@ def press(server: Running, operation: Any) -> None:
             case.path_parameters["model_id"] = model
         if model and (names := IDS & set(case.path_parameters)):
             case.path_parameters[names.pop()] = find_id(server, operation.path)
-        response = case.call(base_url=server.url)
+        response = case.call(base_url=server.url, timeout=90)  # a projection of 2,000 steps takes a while
         # 503 says what it means, with Retry-After; every other 5xx would be a fault of ours.
         assert response.status_code < 500 or (response.status_code == 503 and response.headers["retry-after"]), case.as_curl_command()
 

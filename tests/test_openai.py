@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
 import numpy as np
 import openai
 import pytest
@@ -203,6 +204,36 @@ def test_errors_are_readable(server: Running, client: openai.OpenAI) -> None:
         answer = server.client.request(method, path, content=content, headers={"Content-Type": "application/json"})
         assert (answer.status_code, list(answer.json())) == (status, ["error"]), path
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_openapi_tells_the_errors_that_are_answered(server: Running) -> None:
+    document = server.client.get("/openapi.json").json()
+    own = {path: operations for path, operations in document["paths"].items() if path.startswith("/v1/")}
+    assert len(own) == 4
+    for path, operations in own.items():
+        for method, operation in operations.items():
+            assert "422" not in operation["responses"]
+            assert ("400" in operation["responses"]) == (method == "post"), path
+            for status, response in operation["responses"].items():
+                schema = response["content"]["application/json"]["schema"]
+                assert (schema == {"$ref": "#/components/schemas/Envelope"}) == (status >= "400"), (path, status)
+    assert "422" in document["paths"]["/text2img/"]["post"]["responses"]
+    validator = jsonschema_rs.validator_for({"$ref": "#/components/schemas/Envelope", "components": document["components"]})
+    for path, body, headers, status in (
+        ("/v1/images/generations", {}, {}, 400),
+        ("/v1/images/generations", {"prompt": "x", "model": "words", "steps": 151}, {}, 400),
+        ("/v1/images/generations", {"prompt": "x", "model": "none"}, {}, 404),
+        ("/v1/images/generations", {"prompt": "x", "user": "x" * 3_000_000}, {}, 413),
+        ("/v1/images/edits", {"prompt": "x"}, {}, 400),
+        # What is wrong with a header, too, is told as these clients expect it.
+        ("/v1/images/generations", {"prompt": "x"}, {"X-Parents": ",".join(map(str, range(999)))}, 400),
+        ("/v1/images/generations", {"prompt": "x"}, {"X-Session": "x" * 1001}, 400),
+    ):
+        answer = server.client.post(path, json=body, headers=headers)
+        assert answer.status_code == status, answer.text
+        assert str(status) in own[path]["post"]["responses"]
+        assert validator.is_valid(answer.json()), answer.text
+    assert not validator.is_valid({"detail": []})
 
 
 @pytest.mark.parametrize(("path", "allowed"), [("images/generations", "POST"), ("images/edits", "POST"), ("models", "GET")])

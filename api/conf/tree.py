@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from api.conf.values import Address, Delay, Gpu, Hash, Location, Network, Place, Precision, RedisUrl, Seconds
+from api.conf.values import Address, Delay, Gpu, Hash, Location, Network, Place, Precision, RedisUrl, Seconds, Weights
 
 
 class Section(BaseModel):
@@ -124,9 +124,11 @@ class DiffusionConf(Section):
     """Most steps of a request."""
     max_pictures: Annotated[int, Field(ge=1, le=64)] = 8
     """Most pictures of a request."""
+    example: str = ""
+    """The prompt of the model's example picture, which the studio offers, too; the model's description, or its name, if empty."""
     safety_checker: bool = True
     """Look at every picture with the safety checker that the pipeline brings, if it does; false: only where a request asks for it."""
-    loras: dict[str, Annotated[float, Field(ge=-8, le=8, allow_inf_nan=False)]] = {}
+    loras: Weights = {}
     """LoRA files (safetensors) with their weights, such as {"style.safetensors" = 0.8}; paths are like `file`."""
     attention_slicing: bool = False
     """Compute attention in slices: slower, in less memory."""
@@ -193,7 +195,7 @@ class ModelConf(Section):
     name: Annotated[str, Field(min_length=1)] | None = None
     """What people read; the id if unset."""
     description: str = ""
-    """A sentence for people; a diffusion model's is also the prompt of its example picture, which the studio offers."""
+    """A sentence for people."""
     lossy: bool | None = None
     """JPEG instead of PNG; as at the root if unset."""
     gpu: Gpu | None = None

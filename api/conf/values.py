@@ -39,6 +39,12 @@ def check_path(value: object) -> object:
     return value
 
 
+def check_names(value: dict[str, float]) -> dict[str, float]:
+    if any(not name or "\0" in name for name in value):
+        raise ValueError("must be paths with their weights")
+    return value
+
+
 def check_redis(value: str) -> str:
     scheme, _, rest = value.partition("://")
     if scheme not in ("redis", "rediss", "valkey", "valkeys", "unix") or not rest:
@@ -62,6 +68,7 @@ def check_place(value: str) -> str:
 Gpu = Annotated[bool | Annotated[int, Field(ge=-1)], BeforeValidator(check_gpu)]
 Network = Annotated[str, AfterValidator(check_network)]
 Location = Annotated[Path, Field(strict=False), BeforeValidator(check_path)]
+Weights = Annotated[dict[str, Annotated[float, Field(ge=-8, le=8, allow_inf_nan=False)]], AfterValidator(check_names)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Hash = Annotated[str, AfterValidator(check_hash)]
 Place = Annotated[str, AfterValidator(check_place)]

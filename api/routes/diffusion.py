@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -27,6 +27,7 @@ from api.server import Answer, Caller, Server
 from api.tasks import load_pictures
 
 ERRORS = responses(errors.NoSuchModel, errors.TooLarge, errors.Unauthorized, *LIMITS)
+Part = Literal["body", "query"]
 router = APIRouter(tags=["diffusion"])
 
 
@@ -53,17 +54,17 @@ async def inpainting(response: Response, server: TheServer, caller: TheCaller, _
 
 
 async def post(response: Response, server: Server, caller: Caller, body: Any, *pictures: Pixels) -> Images:
-    info, answer, _ = await make(server, caller, body, None, *pictures)
+    info, answer, _ = await make(server, caller, "body", body, None, *pictures)
     response.headers.update(answer.headers)
     return Images.of(info, answer.pictures, answer.ids)
 
 
 async def make(
-    server: Server, caller: Caller, params: Any, encoding: Encoding | None, *pictures: Pixels
+    server: Server, caller: Caller, part: Part, params: Any, encoding: Encoding | None, *pictures: Pixels
 ) -> tuple[Info, Answer, Sequence[dict[str, Any]]]:
-    """Computes a request. Raises ``RequestValidationError`` for what is wrong with it."""
-    check_prompts(server, params)
-    with as_invalid():
+    """Computes a request, whose parameters are its query or its body. Raises ``RequestValidationError`` for what is wrong with it."""
+    check_prompts(server, params, part)
+    with as_invalid(part=part):
         info = await find_model(server, params.model, "Diffuse")
         check_count(info, params.number_of_images)
         # Large pictures take a while: a mask is made grey, and recipes name pictures by their digests.
@@ -80,26 +81,26 @@ def prepare(info: Info, params: Any, *pictures: Pixels) -> tuple[Sequence[Diffus
     return [msgspec.structs.replace(job, seed=seed) for seed in seeds], [recipe | {"Seed": seed} for seed in seeds]
 
 
-def check_prompts(server: Server, params: Any) -> None:
+def check_prompts(server: Server, params: Any, part: Part = "body") -> None:
     """The TOML's bound; OpenAPI states it."""
     most = server.config.prompts.max_length
     for name in ("prompt", "negative_prompt"):
         if len(text := getattr(params, name, None) or "") > most:
-            raise invalid(f"String should have at most {most} characters; found {len(text)}", name)
+            raise invalid(f"String should have at most {most} characters; found {len(text)}", name, part=part)
 
 
-def invalid(message: str, *place: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": ("body", *place), "msg": message}])
+def invalid(message: str, *place: str, part: Part = "body") -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": (part, *place), "msg": message}])
 
 
 @contextlib.contextmanager
-def as_invalid(*place: str) -> Iterator[None]:
+def as_invalid(*place: str, part: Part = "body") -> Iterator[None]:
     """What a model finds wrong is told in the same form as what the schema does."""
     try:
         yield
     except BadInput as error:
         if error.status in (422, 415):
-            raise invalid(str(error.detail), *place) from None
+            raise invalid(str(error.detail), *place, part=part) from None
         raise
 
 
@@ -148,13 +149,13 @@ async def read_blobs(server: Server, owner: str, **blobs: str) -> Sequence[Pixel
 
 
 async def get(request: Request, server: Server, caller: Caller, query: Any, *pictures: Pixels) -> Response:
-    with as_invalid():
+    with as_invalid(part="query"):
         info = await find_model(server, query.model, "Diffuse")
     chosen = MIME_TYPES[query.format] if query.format else choose_picture(request, info)
     if chosen != JSON and query.number_of_images != 1:
-        raise invalid("a bare picture is one; ask for application/json or number_of_images=1", "number_of_images")
+        raise invalid("a bare picture is one; ask for application/json or number_of_images=1", "number_of_images", part="query")
     encoding = Encoding(TYPES.get(chosen, own_format(info)))
-    info, answer, recipes = await make(server, caller, query, encoding, *pictures)
+    info, answer, recipes = await make(server, caller, "query", query, encoding, *pictures)
     headers = {"Vary": "Accept", **answer.headers}
     if chosen == JSON:
         return Response(Images.of(info, answer.pictures, answer.ids).model_dump_json(), media_type=JSON, headers=headers)

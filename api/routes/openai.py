@@ -32,12 +32,16 @@ from api.routes.diffusion import as_invalid, check_prompts, invalid
 from api.routes.generation import LIMITS
 from api.routes.parts import TheCaller, TheOwner, TheServer, find_model, responses
 from api.schemas.diffusion import decode_base64
-from api.schemas.openai import Common, Edits, Generations, common, completed, envelope, split_alpha, told, usage
+from api.schemas.openai import Common, Edits, Envelope, Generations, common, completed, envelope, split_alpha, told, usage
 from api.schemas.recipes import diffuse_recipe, generate_recipe
 from api.server import Answer, Caller, Server, Watching
 
 log = logging.getLogger(__name__)
-router = APIRouter(prefix="/v1", tags=["openai"], responses=responses(errors.Unauthorized, errors.NoSuchModel, errors.TooLarge, *LIMITS))
+router = APIRouter(prefix="/v1", tags=["openai"], responses=responses(errors.Unauthorized, model=Envelope))
+ERRORS = {
+    400: {"model": Envelope, "description": str(errors.BadInput.default)},
+    **responses(errors.NoSuchModel, errors.TooLarge, *LIMITS, model=Envelope),
+}
 BINARY = {"type": "string", "format": "binary"}
 FORM: dict[str, Any] = {
     "type": "object",
@@ -51,7 +55,7 @@ async def list_models(server: TheServer, _: TheOwner) -> dict[str, Any]:
     return {"object": "list", "data": [tell_model(model_id) for model_id in server.serving()]}
 
 
-@router.get("/models/{model_id}", operation_id="openai_model")
+@router.get("/models/{model_id}", operation_id="openai_model", responses=responses(errors.NoSuchModel, model=Envelope))
 async def get_model(server: TheServer, _: TheOwner, model_id: str) -> dict[str, Any]:
     server.engine(model_id)
     return tell_model(model_id)
@@ -72,7 +76,7 @@ async def model_options() -> Response:
     return Response(status_code=204, headers={"Allow": "GET, OPTIONS"})
 
 
-@router.post("/images/generations", operation_id="openai_generations", response_model=dict[str, Any])
+@router.post("/images/generations", operation_id="openai_generations", response_model=dict[str, Any], responses=ERRORS)
 async def generations(request: Request, server: TheServer, caller: TheCaller, owner: TheOwner, body: Generations) -> Response:
     """Pictures of a prompt, by diffusion models and GANs."""
     info = await choose(server, body.model)
@@ -83,6 +87,7 @@ async def generations(request: Request, server: TheServer, caller: TheCaller, ow
     "/images/edits",
     operation_id="openai_edits",
     response_model=dict[str, Any],
+    responses=ERRORS,
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}, "application/json": {}}}},
 )
 async def edits(request: Request, server: TheServer, caller: TheCaller, owner: TheOwner) -> Response:

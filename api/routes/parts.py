@@ -144,12 +144,12 @@ class Detail(BaseModel):
     detail: Any
 
 
-def responses(*errors: type[ServerError]) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of a route's errors."""
+def responses(*errors: type[ServerError], model: type[BaseModel] = Detail) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of a route's errors; ``model`` is the form in which they are told."""
     found: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         text = str(error.default if isinstance(error.default, str) else error.__doc__)
-        known = found.setdefault(error.status, {"model": Detail, "description": ""})
+        known = found.setdefault(error.status, {"model": model, "description": ""})
         known["description"] = "; ".join(filter(None, [known["description"], text]))
         if error.status in (429, 503):
             known["headers"] = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}

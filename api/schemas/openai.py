@@ -24,8 +24,26 @@ SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 WORDS = re.compile(r"\bseed[ :=#]*(\d{1,10})\b", re.IGNORECASE | re.ASCII)
 
 
+class Fault(BaseModel):
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None = Field(description="What is wrong, as far as it is one parameter")
+    code: str | None
+
+
+class Envelope(BaseModel):
+    """An error of the routes under /v1."""
+
+    error: Fault
+
+
 def is_openai(path: str) -> bool:
     return path.startswith("/v1/")
+
+
+def status_of(path: str, status: int) -> int:
+    """The status of an error at this path: OpenAI's clients know 400 for whatever is wrong with their input."""
+    return 400 if is_openai(path) and status in (415, 422) else status
 
 
 def envelope(status: int, detail: Any, code: str | None = None, param: str | None = None) -> dict[str, Any]:

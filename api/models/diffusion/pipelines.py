@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,7 +98,7 @@ def apply_loras(pipeline: Pipeline, loras: Mapping[str, float]) -> None:
     """Adds LoRA weights to the networks' own, for good. Raises ``ConfigError``."""
     for file, weight in loras.items():
         path = Path(file)
-        if not path.is_file() or path.suffix != ".safetensors":
+        if not os.path.isfile(path) or path.suffix != ".safetensors":
             raise ConfigError(f"{path}: a LoRA is a safetensors file, and there is none of this name")
         if not hasattr(pipeline, "load_lora_weights"):
             raise ConfigError(f"{type(pipeline).__name__} takes no LoRA")

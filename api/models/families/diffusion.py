@@ -263,6 +263,7 @@ def describe(model: Diffusion, conf: ModelConf) -> Info:
         "size_unit": model.unit,
         "max_pictures": limits.max_pictures,
         "negative_prompt": model.takes_negative,
+        "example": limits.example or conf.description or conf.name or place.id,
         "safety_checker": safety(model.decoder.has_checker, limits),
     }
     return Info(

@@ -29,13 +29,15 @@ def confined(module: str, function: str, path: Path, seconds: int = SECONDS) -> 
     """What ``module.function(path)`` returns. Raises its ``ConfigError``, and another one if it does not come to an end."""
     code = f"from {__name__} import answer; answer()"
     # -P: the child imports from this project and its environment, not from the working directory.
-    environment = os.environ | {"PYTHONPATH": str(Path(api.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    # Names of files may be any bytes: they go through the pipe as they came.
+    names = {"PYTHONIOENCODING": "utf-8:surrogateescape"}
+    environment = os.environ | names | {"PYTHONPATH": str(Path(api.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     with TemporaryDirectory() as folder:
         target = Path(folder) / "checkpoint"
         command = [sys.executable, "-P", "-c", code, module, function, str(path.absolute()), str(target), str(seconds)]
         child = subprocess.run(command, check=False, capture_output=True, env=environment, stdin=subprocess.DEVNULL)
         if child.returncode == REFUSED:
-            raise ConfigError(child.stdout.decode("utf-8", "replace").replace(str(path.absolute()), str(path)))
+            raise ConfigError(child.stdout.decode("utf-8", "surrogateescape").replace(str(path.absolute()), str(path)))
         if child.returncode:
             how = f"was ended by signal {-child.returncode}" if child.returncode < 0 else child.stderr.decode("utf-8", "replace")[-500:]
             raise ConfigError(f"{path}: cannot be read, the file is damaged: its reader {how}")

@@ -38,6 +38,7 @@ export interface Can extends Bounds {
   max_steps: number;
   max_pictures: number;
   negative_prompt?: boolean;
+  example?: string;
 }
 
 const BLANK: Form = {
