@@ -41,7 +41,7 @@ def test_metrics_of_a_server_that_has_worked(tmp_path: Path) -> None:
     with serve(write_config(tmp_path, models, {"limit": limit, "engine": {"linger": 1.0}}), ready=False) as server:
         until(lambda: "none cannot be loaded" in server.log.read_text())
         assert [server.client.post("/plain/generate").status_code for _ in range(3)] == [200, 200, 429]
-        until(lambda: "stylegan_queue_seconds_sum" in server.client.get("/metrics").text)
+        until(lambda: 'stylegan_encode_seconds_count{model="plain"} 2.0' in server.client.get("/metrics").text)
         text = server.client.get("/metrics").text
     promtool("check", "metrics", text=text)
     found = {
