@@ -33,3 +33,17 @@ def test_every_line_is_an_object(tmp_path: Path, workers: int, logger: str | Non
     own = [found for found in lines if not found.startswith("{")]
     assert not [found for found in own if "api" in found or "engine" in found], own
     assert "secret" not in "\n".join(lines)
+
+
+def test_nobody_writes_lines_of_the_log(tmp_path: Path) -> None:
+    """A path is percent-decoded, and may hold anything."""
+    tiny_precure(tmp_path / "plain.safetensors", levels=3)
+    config = write_config(tmp_path, {"plain": {"file": "plain.safetensors", "relative": True}}, {"engine": {"linger": 1.0}})
+    with serve(config) as server:
+        path = '/plain/x%0A2026-01-01 00:00:00,000 INFO 127.0.0.1 "POST %2Fforged" 200%1b[2J%e2%80%a8'
+        assert server.client.get(path, headers={"X-Request-ID": "here"}).status_code == 404
+        until(lambda: " here\n" in server.log.read_text())
+        (line,) = [line for line in server.log.read_text().splitlines() if line.endswith(" here")]
+    assert "%0A2026" in line
+    assert "/forged" in line
+    assert line.isprintable()

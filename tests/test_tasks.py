@@ -365,3 +365,20 @@ def test_streams_that_begin_while_the_server_leaves_end_too(tmp_path: Path) -> N
             assert (await client.get(f"/task/{task_id}/events")).status_code == 200  # and the answer has an end
 
     asyncio.run(run())
+
+
+def test_what_is_refused_costs_no_quota(tmp_path: Path) -> None:
+    """Neither what only the database knows to be wrong, nor what only a long look at a file does."""
+    limit = {"limit": {"rate": {"enabled": True, "max_request": 3}}, "engine": {"linger": 0.1}}
+    with serve(write(tmp_path, server=limit, store={"history": True})) as server:
+
+        def left(answer: httpx.Response) -> int:
+            assert answer.is_success, answer.text
+            return int(answer.headers["ratelimit"].split(";r=")[1].split(";")[0])
+
+        key = {"Idempotency-Key": "one"}
+        assert left(post(server, {"params_type": "generate", "model": "plain", "seed": 1}, **key)) == 2
+        for _ in range(4):
+            assert post(server, {"params_type": "generate", "model": "plain", "seed": 2}, **key).status_code == 409
+            assert server.client.post("/images/import", content=encode(), headers={"Content-Type": "image/png"}).status_code == 422
+        assert left(server.client.post("/plain/generate")) == 1
