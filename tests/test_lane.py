@@ -199,6 +199,12 @@ def test_nobody_pays_turns_for_what_they_left() -> None:
     queue.sweep(0.0)
     assert second.turn < add("one").turn
     assert queue.waiting[0] is others[0]
+    crowd = [add("three") for _ in range(9)]
+    for part in (crowd[:4], crowd[4:]):  # who leaves step by step pays no more than who leaves at once
+        for ticket in part:
+            ticket.abandoned = True
+        assert queue.sweep(0.0) == part
+    assert add("three").turn[0] == 1.0
 
 
 def test_late_and_abandoned_jobs_never_run(setup: Setup) -> None:

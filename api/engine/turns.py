@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +33,8 @@ class Queue:
 
     def __init__(self) -> None:
         self.waiting: list[Ticket] = []
-        self.last: dict[str, float] = {}
+        self.last: dict[str, float] = {}  # client → the latest turn that it was given
+        self.served: dict[str, float] = {}  # and that it took
         self.now, self.count = 0.0, 0
 
     def add(self, ticket: Ticket) -> None:
@@ -49,11 +49,16 @@ class Queue:
         chosen = set(map(id, tickets))
         self.waiting = [ticket for ticket in self.waiting if id(ticket) not in chosen]
         self.now = max(self.now, tickets[0].turn[0])
+        for ticket in tickets:
+            self.served[ticket.client] = max(ticket.turn[0], self.served.get(ticket.client, 0.0))
         if not self.waiting:
             self.last.clear()
+            self.served.clear()
             self.now = 0.0
         elif len(self.last) > 2 * len(self.waiting) + 64:
-            self.last = {client: turn for client, turn in self.last.items() if turn > self.now}
+            for turns in (self.last, self.served):
+                for client in [client for client, turn in turns.items() if turn <= self.now]:
+                    del turns[client]
 
     def sweep(self, now: float) -> list[Ticket]:
         """Removes and returns what nobody waits for any more."""
@@ -65,8 +70,7 @@ class Queue:
         return dead
 
     def give_back(self, dead: Sequence[Ticket]) -> None:
-        """A client has the turns again that its tickets did not take, after those that still wait."""
-        for client, count in Counter(ticket.client for ticket in dead).items():
-            if client in self.last:
-                waiting = [ticket.turn[0] for ticket in self.waiting if ticket.client == client]
-                self.last[client] = max(0.0, self.last[client] - count, *waiting)
+        """Clients have the turns again that their tickets did not take, after those that still wait."""
+        for client in {ticket.client for ticket in dead}:
+            waiting = [ticket.turn[0] for ticket in self.waiting if ticket.client == client]
+            self.last[client] = max(self.served.get(client, 0.0), *waiting, 0.0)
