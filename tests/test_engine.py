@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -23,7 +24,7 @@ import uvloop
 from api.conf import Config, load_config
 from api.engine.client import Engine, Link, Pending
 from api.engine.codec import Encoding
-from api.engine.launch import early, launch_early
+from api.engine.launch import early, launch, launch_early
 from api.engine.process import Guest
 from api.engine.socket import reach, socket_path
 from api.engine.wire import LENGTH, Cancel, Connection, Done, Picture, Submit, pack, unpack, unpack_all
@@ -285,6 +286,25 @@ def test_a_drained_engine_finishes_and_a_new_one_takes_over(config: Config) -> N
         assert old not in pids(config)
 
     with_engines(config, 1, use)
+
+
+def test_an_engine_that_leaves_while_it_loads_says_nothing_after_its_farewell(config: Config) -> None:
+    """Who is told of a model would come back to it, instead of looking for its successor."""
+    child, path, heard = launch(config, "cpu"), socket_path(config, "cpu"), b""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(60)
+        for _ in range(6000):
+            with contextlib.suppress(OSError):
+                link.connect(reach(path))
+                break
+            time.sleep(0.01)
+        while piece := link.recv(1 << 16):
+            if not heard:
+                os.kill(child.pid, signal.SIGTERM)  # torch is not imported yet
+            heard += piece
+    kinds = [type(message).__name__ for message in unpack_all(heard)]
+    assert kinds[-1] == "Bye", kinds
+    assert "Hello" in kinds
 
 
 def test_jobs_of_clients_that_leave_never_run(config: Config) -> None:
