@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import os
 from pathlib import Path
 
 import pytest
 
+from api.logs import LINES, JsonFormatter, LineFormatter, Stream, handle_all
 from tests.checkpoints import tiny_precure
 from tests.serving import serve, write_config
 from tests.test_gunicorn import until
@@ -47,3 +51,38 @@ def test_nobody_writes_lines_of_the_log(tmp_path: Path) -> None:
     assert "%0A2026" in line
     assert "/forged" in line
     assert line.isprintable()
+
+
+@pytest.mark.parametrize(("form", "formatter"), [("text", logging.Formatter(LINES)), ("json", JsonFormatter())])
+def test_many_lines_at_once_are_those_of_each(form: str, formatter: logging.Formatter) -> None:
+    loud, quiet, other = io.StringIO(), io.StringIO(), io.StringIO()
+    logger, above = logging.Logger("here"), logging.Logger("above")
+    logger.parent = above
+    for handler, level in ((Stream(loud), logging.INFO), (Stream(quiet), logging.WARNING)):
+        handler.setFormatter(LineFormatter() if form == "text" else JsonFormatter())
+        handler.setLevel(level)
+        logger.addHandler(handler)
+    above.addHandler(plain := logging.StreamHandler(other))
+    plain.setFormatter(formatter)
+    records = [logger.makeRecord("here", level, "", 0, "%s", (text,), None) for level, text in ((20, "one"), (30, "zwölf"), (20, "three"))]
+    for number, record in enumerate(records):
+        record.created, record.msecs = 1.7e9 + 0.4 * number + 0.005, (400 * number + 5) % 1000
+    records[0].exc_info = (ValueError, ValueError("no"), None)
+    handle_all(logger, records)
+    lines = [formatter.format(record) for record in records]
+    assert loud.getvalue() == other.getvalue() == "".join(f"{line}\n" for line in lines)
+    assert quiet.getvalue() == lines[1] + "\n"
+    assert "ValueError: no" in lines[0]
+    logger.propagate = False
+    logger.handlers[0].addFilter(lambda record: "t" in record.getMessage())
+    handle_all(logger, records[1:])
+    assert loud.getvalue().endswith(f"{lines[2]}\n{lines[2]}\n")
+    assert other.getvalue().count("\n") == len(lines[0].splitlines()) + 2
+
+
+def test_a_line_that_cannot_be_written_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.Logger("here")
+    with open(os.devnull) as unwritable:
+        logger.addHandler(Stream(unwritable))
+        handle_all(logger, [logger.makeRecord("here", 20, "", 0, "%s", ("one",), None)])
+    assert "--- Logging error ---" in capsys.readouterr().err
