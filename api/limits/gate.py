@@ -28,13 +28,27 @@ class Waiter:
 
     def __init__(self) -> None:
         self.state: State | None = None
-        self.changed = asyncio.Event()
+        self.news: asyncio.Future[bool] | None = None
 
     def set(self, state: State) -> None:
         # News may overtake each other; only LOST and later states count.
         if self.state is None or state > self.state:
             self.state = state
-            self.changed.set()
+            self.tell(True)
+
+    def tell(self, moved: bool) -> None:
+        if self.news is not None and not self.news.done():
+            self.news.set_result(moved)
+
+    async def move(self, seconds: float) -> bool:
+        """Whether it is told of another state within so many ``seconds``."""
+        loop = asyncio.get_running_loop()
+        self.news = loop.create_future()
+        timer = loop.call_later(seconds, self.tell, False)
+        try:
+            return await self.news
+        finally:
+            timer.cancel()
 
 
 @dataclass(slots=True)
@@ -185,13 +199,9 @@ class Limits:
                 if state is not State.BLOCKED and state is not State.QUEUED:
                     raise self.refusal(State.LOST, place)
                 self.watch()
-                waiter.changed.clear()
                 conf = self.conf.block if state is State.BLOCKED else self.conf.concurrency
-                try:
-                    async with asyncio.timeout(conf.timeout):
-                        await waiter.changed.wait()
-                except TimeoutError:
-                    raise self.refusal(state, place) from None
+                if not await waiter.move(conf.timeout):
+                    raise self.refusal(state, place)
         finally:
             self.waiting.discard(token)
 

@@ -31,6 +31,8 @@ CREATE INDEX IF NOT EXISTS ticket_line ON ticket (state, turn);
 CREATE INDEX IF NOT EXISTS ticket_client ON ticket (client, state, turn);
 """
 
+COUNTS = "SELECT (SELECT count(*) FROM ticket WHERE state = ?), (SELECT count(*) FROM ticket WHERE state = ?)"
+NEXT = "SELECT holder, token FROM ticket WHERE state = ? ORDER BY turn LIMIT max(0, ? - (SELECT count(*) FROM ticket WHERE state = ?))"
 TURN = "(SELECT 1 + ifnull(max(turn), 0) FROM ticket WHERE state = ?)"
 """A number after all of those that wait likewise."""
 
@@ -174,11 +176,12 @@ class Ledger:
 
     # Block and queue
 
-    def count(self, state: State) -> int:
-        return self.number("SELECT count(*) FROM ticket WHERE state = ?", state)
-
     def counts(self) -> tuple[int, int]:
-        return (self.count(State.WORKING), self.count(State.QUEUED)) if self.conf.concurrency.enabled else (0, 0)
+        """How many work and wait."""
+        if not self.conf.concurrency.enabled:
+            return 0, 0
+        working, queued = self.db.execute(COUNTS, (State.WORKING, State.QUEUED)).fetchone()
+        return working, queued
 
     def choose(self, client: str, working: int, queued: int) -> State:
         """Where a request that arrives now has to stand, while so many work and wait."""
@@ -201,14 +204,16 @@ class Ledger:
         """Takes a request, or all of a holder, out of its place; the clients of what was there."""
         one = "" if token is None else " AND token = ?"
         values = (holder,) if token is None else (holder, token)
+        if not self.conf.block.enabled:  # nobody waits for a client
+            self.db.execute(f"DELETE FROM ticket WHERE holder = ?{one}", values)
+            return set()
         return {row[0] for row in self.db.execute(f"DELETE FROM ticket WHERE holder = ?{one} RETURNING client", values).fetchall()}
 
     def advance(self, clients: Iterable[str]) -> None:
         """Gives free places to the queue, then lets in each client's next, in the order in which they came."""
         limit = self.conf.concurrency
-        if limit.enabled and (free := limit.max_concurrency - self.count(State.WORKING)) > 0:
-            sql = "SELECT holder, token FROM ticket WHERE state = ? ORDER BY turn LIMIT ?"
-            for holder, token in self.db.execute(sql, (State.QUEUED, free)).fetchall():
+        if limit.enabled:
+            for holder, token in self.db.execute(NEXT, (State.QUEUED, limit.max_concurrency, State.WORKING)).fetchall():
                 self.move(holder, token, State.WORKING)
         if not self.conf.block.enabled:
             return
