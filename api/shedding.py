@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.access import Entry
 from api.errors import Busy
 from api.journal import NO_STORE, choose_id
+from api.resting import PART, Rest, queued
 from api.routes.parts import get_caller
 from api.schemas.openai import envelope, is_openai
 from api.server import Server
@@ -89,7 +90,10 @@ class Door:
 
     def __init__(self, server: Server, computing: Computing) -> None:
         self.server = server
+        self.rest: Rest | None = None
         self.routes = {(method.encode(), path.encode()): (method, path, route.path) for (method, path), route in computing.items()}
+        if part := PART * queued(server.config):
+            self.rest = Rest(lambda: part * server.limits.held)
         if server.tracing.on:
             self.routes = {}
         if server.cache is not None:
@@ -112,8 +116,9 @@ class Door:
         if (full := self.server.limits.let_in()) is None:
             return None
         mark = choose_id(given)
-        self.server.book.enter(Entry(client, *names, Busy.status, mark, time.time()))
-        self.server.telemetry.count("refusals", error=Busy.code)
+        self.server.book.enter(Entry(client, *names, Busy.status, mark, time.time(), error=Busy.code))
+        if self.rest is not None:
+            self.rest.refused()
         head, body = write(path, math.ceil(full.retry_after))
         return Busy.status, b"%b%b\r\n\r\n%b" % (head, mark.encode(), body)
 

@@ -159,6 +159,9 @@ class Protocol(HttpToolsProtocol):
             Protocol.greeting = fields, text
         return text
 
+    def on_message_begin(self) -> None:
+        self.url, self.headers, self.expect_100_continue = b"", [], False  # the rest is for who is let in
+
     def on_message_complete(self) -> None:
         if self.cycle is not None:  # else nothing but refusals were on this connection
             super().on_message_complete()
@@ -166,6 +169,10 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.turn_away():
             return
+        url, headers, expected = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expected
+        self.scope["headers"] = headers
         self._unset_keepalive_if_required()  # of one turned away before it in the same piece
         super().on_headers_complete()
         self.scope["extensions"] = {"line": {"client": self.line}}

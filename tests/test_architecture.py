@@ -19,7 +19,7 @@ LAYERS = [
     "cluster",
     ("models", "limits", "store", "telemetry", "auth", "logs", "tracing", "waiting"),
     ("engine", "presence"),
-    ("access", "cache", "history"),
+    ("access", "cache", "history", "resting"),
     "server",
     ("schemas", "tasks", "routes"),
     ("journal", "shedding", "app"),
