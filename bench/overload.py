@@ -68,9 +68,14 @@ def main(argv: list[str]) -> int:
         "--greed-seconds", type=float, default=60.0, help="with a greedy client: in ten, chance gives one more than another"
     )
     parser.add_argument("--no-greed", dest="greed", action="store_false", help="leave the greedy client out")
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="the clients have a core, the server the others: so nobody takes its time, as with other machines",
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args(argv)
-    machine = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    machine = f"{os.cpu_count()} cores{', one of them the clients’' if options.apart else ''}, load {os.getloadavg()[0]:.1f}"
     print(f"{options.request or options.model}, {time.strftime('%Y-%m-%d %H:%M')}, {machine}, seed {options.seed}\n", flush=True)
     best, faults = overload(options)
     if options.greed:
@@ -146,8 +151,25 @@ def group(options: argparse.Namespace, name: str, first: int = 0, **more: Any) -
 def served(options: argparse.Namespace, limit: Mapping[str, Any]) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         config = fit(options.config, Path(folder), [options.model], {"limit": limit, "engine": {"linger": 0.5}})
-        with serve(config, workers=options.workers) as server:
-            yield server
+        with contextlib.ExitStack() as stack:
+            with cores_for(server=True, apart=options.apart):
+                running = stack.enter_context(serve(config, workers=options.workers))
+            with cores_for(server=False, apart=options.apart):
+                yield running
+
+
+@contextlib.contextmanager
+def cores_for(*, server: bool, apart: bool) -> Iterator[None]:
+    """What is started meanwhile runs on the server's cores, or on the clients'."""
+    cores = os.sched_getaffinity(0)
+    if apart and len(cores) < 2:
+        raise SystemExit("--apart: there is only one core")
+    try:
+        if apart:
+            os.sched_setaffinity(0, sorted(cores)[:-1] if server else sorted(cores)[-1:])
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def press(server: Running, groups: Sequence[Group], seconds: float, seed: int) -> tuple[list[Found], str]:
