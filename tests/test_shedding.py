@@ -26,14 +26,16 @@ from tests.checkpoints import tiny_precure
 from tests.serving import inside, write_config
 
 
-async def fill(limits: Limits, count: int, group: asyncio.TaskGroup) -> list[tuple[asyncio.Event, asyncio.Task[None]]]:
-    """Requests that hold a place until their event is set."""
+async def fill(
+    limits: Limits, count: int, group: asyncio.TaskGroup, more: int | None = None
+) -> list[tuple[asyncio.Event, asyncio.Task[None]]]:
+    """Requests that hold a place until their event is set, so many or ``more``; ``count`` then do."""
 
     async def hold(event: asyncio.Event) -> None:
         async with limits.admit(None):
             await event.wait()
 
-    events = [asyncio.Event() for _ in range(count)]
+    events = [asyncio.Event() for _ in range(count if more is None else more)]
     found = [(event, group.create_task(hold(event))) for event in events]
     while len(limits.waiters) < count or len(limits.waiting) < count - 1:
         await asyncio.sleep(0.01)
@@ -113,6 +115,31 @@ def test_now_and_then_one_may_ask_anyway(tmp_path: Path) -> None:
             limits.crowd.probe = 0.0
             assert limits.full() is None, "to look whether it may ask is not to ask"
             assert asks(limits)
+            assert not asks(limits)
+            for event, _ in held:
+                event.set()
+        await limits.close()
+
+    asyncio.run(run())
+
+
+def test_who_takes_the_last_place_has_looked(tmp_path: Path) -> None:
+    async def run() -> None:
+        limits = await Limits.open(conf(3), tmp_path)
+        async with asyncio.TaskGroup() as group:
+            held = await fill(limits, 4, group)
+            await refuse(limits)
+            for event, task in held[:2]:
+                event.set()
+                await task
+            assert limits.crowd is not None
+            looks = []
+            for _ in range(2):
+                assert asks(limits)
+                look = limits.crowd.probe
+                held += await fill(limits, len(limits.waiters) + 1, group, 1)
+                looks.append(limits.crowd.probe != look)
+            assert looks == [False, True], "after the first there is another place"
             assert not asks(limits)
             for event, _ in held:
                 event.set()

@@ -184,6 +184,8 @@ class Limits:
         if refusal is None:
             if place.state is State.WORKING:  # nobody waits
                 self.crowd = None
+            elif self.crowd is not None and place.queued >= self.conf.concurrency.max_queue:  # it took the last place there was
+                self.crowd.probe = time.monotonic() + PROBE
         elif place.state is not State.OVER_QUEUE:
             self.make_room()
         elif self.conf.concurrency.max_queue > 1:

@@ -36,6 +36,7 @@ NEXT = "SELECT holder, token FROM ticket WHERE state = ? ORDER BY turn LIMIT max
 TURN = "(SELECT 1 + ifnull(max(turn), 0) FROM ticket WHERE state = ?)"
 """A number after all of those that wait likewise."""
 
+STATES = tuple(State)
 Move = tuple[str, int, State]
 
 
@@ -139,7 +140,7 @@ class Ledger:
             with self.transaction():
                 self.reap()
         rows = self.db.execute("SELECT token, state FROM ticket WHERE holder = ?", (self.holder,))
-        return {token: State(state) for token, state in rows}
+        return {token: STATES[state] for token, state in rows}
 
     # Rate
 
