@@ -5,6 +5,8 @@ that do not wait, and compared with the turns before and after it, since machine
 connections without a pause, beside polite ones that each ask for a fair share of the best: once with the default limits, which are off,
 and once with a limit per client. Whatever is refused must be so by 429 or 503 with Retry-After; any other answer makes the exit status 1.
 Aims that are missed are told.
+
+Clients take no core of the server's, as on other machines, unless ``--together`` is given or there is one core alone.
 """
 
 from __future__ import annotations
@@ -68,14 +70,13 @@ def main(argv: list[str]) -> int:
         "--greed-seconds", type=float, default=60.0, help="with a greedy client: in ten, chance gives one more than another"
     )
     parser.add_argument("--no-greed", dest="greed", action="store_false", help="leave the greedy client out")
-    parser.add_argument(
-        "--apart",
-        action="store_true",
-        help="the clients have a core, the server the others: so nobody takes its time, as with other machines",
-    )
+    parser.add_argument("--together", action="store_true", help="the clients share the server's cores; else they have one of their own")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args(argv)
-    machine = f"{os.cpu_count()} cores{', one of them the clients’' if options.apart else ''}, load {os.getloadavg()[0]:.1f}"
+    cores = sorted(os.sched_getaffinity(0))
+    options.cores = (cores, cores) if options.together or len(cores) == 1 else (cores[:-1], cores[-1:])
+    counts = ", ".join(f"{len(part)} for {who}" for part, who in zip(options.cores, ("the server", "clients"), strict=True))
+    machine = f"cores: {counts}, load {os.getloadavg()[0]:.1f}"
     print(f"{options.request or options.model}, {time.strftime('%Y-%m-%d %H:%M')}, {machine}, seed {options.seed}\n", flush=True)
     best, faults = overload(options)
     if options.greed:
@@ -152,24 +153,22 @@ def served(options: argparse.Namespace, limit: Mapping[str, Any]) -> Iterator[Ru
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         config = fit(options.config, Path(folder), [options.model], {"limit": limit, "engine": {"linger": 0.5}})
         with contextlib.ExitStack() as stack:
-            with cores_for(server=True, apart=options.apart):
+            server, clients = options.cores
+            with on(server):
                 running = stack.enter_context(serve(config, workers=options.workers))
-            with cores_for(server=False, apart=options.apart):
+            with on(clients):
                 yield running
 
 
 @contextlib.contextmanager
-def cores_for(*, server: bool, apart: bool) -> Iterator[None]:
-    """What is started meanwhile runs on the server's cores, or on the clients'."""
-    cores = os.sched_getaffinity(0)
-    if apart and len(cores) < 2:
-        raise SystemExit("--apart: there is only one core")
+def on(cores: Sequence[int]) -> Iterator[None]:
+    """What is started meanwhile runs on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
     try:
-        if apart:
-            os.sched_setaffinity(0, sorted(cores)[:-1] if server else sorted(cores)[-1:])
         yield
     finally:
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, before)
 
 
 def press(server: Running, groups: Sequence[Group], seconds: float, seed: int) -> tuple[list[Found], str]:
