@@ -202,7 +202,7 @@ class Limits:
                     raise self.refusal(State.LOST, place)
                 self.watch()
                 conf = self.conf.block if state is State.BLOCKED else self.conf.concurrency
-                if not await waiter.move(conf.timeout):
+                if not await waiter.move(conf.timeout) and waiter.state is state:  # it may have moved in this very moment
                     raise self.refusal(state, place)
         finally:
             self.waiting.discard(token)
