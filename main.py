@@ -56,7 +56,7 @@ try:
         launch_early(config)  # they import torch while FastAPI is imported here
     app = build(config)
 except ConfigError as error:
-    print(error.detail, file=sys.stderr)
+    sys.stderr.write(f"{error.detail}\n")  # in one piece: gunicorn's workers say it at once
     raise SystemExit(2) from error
 
 if __name__ == "__main__":
