@@ -658,9 +658,9 @@ def test_a_mistake_ends_gunicorn(tmp_path: Path) -> None:
     toml = tmp_path / "x.toml"
     toml.write_text("titel = 'x'\nmodels.m.file = 'x'\n")
     done = start(["-m", "gunicorn", "-c", "guni/conf.py", "--bind", "127.0.0.1:0", "--workers", "3"], toml)
-    assert done.returncode == 2
-    assert f"{toml}: titel: unknown key; did you mean 'title'?\n" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert f"{toml}: titel: unknown key; did you mean 'title'?\n" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
 
 
 def test_the_variable_is_relative_to_the_working_directory(tmp_path: Path) -> None:
