@@ -42,6 +42,12 @@ async def fill(
     return found
 
 
+async def leave(held: Sequence[tuple[asyncio.Event, asyncio.Task[None]]]) -> None:
+    for event, task in held:
+        event.set()
+        await task
+
+
 def conf(line: int) -> LimitConf:
     return LimitConf(concurrency=ConcurrencyConf(enabled=True, max_concurrency=1, max_queue=line))
 
@@ -69,15 +75,11 @@ def test_as_many_may_ask_as_have_left(tmp_path: Path) -> None:
             assert asks(limits)
             await refuse(limits)
             assert not asks(limits)
-            for event, task in held[:2]:
-                event.set()
-                await task
+            await leave(held[:2])
             assert [asks(limits) for _ in range(3)] == [True, True, False]
             held += await fill_again(limits, group)
             assert not asks(limits), "somebody waits"
-            for event, task in held[2:]:
-                event.set()
-                await task
+            await leave(held[2:])
             asks(limits)
             (last,) = await fill_again(limits, group)
             assert [asks(limits) for _ in range(9)] == [True] * 9, "nobody waits"
@@ -129,9 +131,7 @@ def test_who_takes_the_last_place_has_looked(tmp_path: Path) -> None:
         async with asyncio.TaskGroup() as group:
             held = await fill(limits, 4, group)
             await refuse(limits)
-            for event, task in held[:2]:
-                event.set()
-                await task
+            await leave(held[:2])
             assert limits.crowd is not None
             looks = []
             for _ in range(2):
@@ -156,9 +156,7 @@ def test_as_many_are_let_in_at_once_as_may_ask(tmp_path: Path) -> None:
         async with asyncio.TaskGroup() as group:
             held = await fill(limits, 5, group)
             await refuse(limits)
-            for event, task in held[:2]:
-                event.set()
-                await task
+            await leave(held[:2])
             assert [limits.let_in() is None for _ in range(4)] == [True, True, False, False]
             for _ in range(2):
                 limits.arrive()
